@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Membership inference scores, all of them high for members (texts the model was trained on).
+
+`fixed` scores every token but the end-of-sequence token, the same tokens for every attack. `openunlearning` keeps that
+token for the loss and zlib scores and drops the last label, whatever it is, for the others. `muse` keeps every token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from expunge.audit.columns import Column, View, column
+from expunge.audit.memorization import scored_part
+from expunge.audit.records import ScoredItem
+from expunge.audit.statistics import Floats, Unavailable
+
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "lowercase", "reference")
+SIGMA2_FLOOR = 1e-6
+"""Smallest variance of log p: a uniform row has none, and Min-K%++ divides by its root."""
+
+
+def lowest_mean(values: ArrayLike, k: float, *, compat: str = "fixed") -> float:
+    """Return the mean of the lowest share `k` of the values.
+
+    Args:
+        values: per-token numbers, [n], n >= 1.
+        k: share in 0..1; int(k n) values are taken, and at least one.
+        compat: `muse` does not round up to one.
+
+    Raises:
+        Unavailable: for `muse` when int(k n) is 0, where its code divides by zero.
+
+    Source: Shi et al., "Detecting Pretraining Data from Large Language Models", 2024, equation 1.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    take = int(k * array.size)
+    if take == 0 and compat == "muse":
+        raise Unavailable(f"int({k:g} x {array.size} tokens) is 0, where Min-K% of MUSE is undefined")
+    return float(np.partition(array, max(take, 1) - 1)[: max(take, 1)].mean())
+
+
+def standardised(logp: ArrayLike, mu: ArrayLike, sigma2: ArrayLike) -> Floats:
+    """Return (log p - mu) / sigma per token, [n].
+
+    Args:
+        logp: log-probabilities of the tokens, [n], nats.
+        mu: mean of log p under the model's own distribution, [n].
+        sigma2: its variance, [n]; kept above 1e-6.
+
+    Source: Zhang et al., "Min-K%++: Improved Baseline for Detecting Pre-Training Data from LLMs", 2024, equation 3.
+    """
+    sigma = np.sqrt(np.maximum(np.asarray(sigma2, dtype=np.float64), SIGMA2_FLOOR))
+    result: Floats = (np.asarray(logp, dtype=np.float64) - np.asarray(mu, dtype=np.float64)) / sigma
+    return result
+
+
+def loss_score(item: ScoredItem, *, compat: str = "fixed") -> float:
+    """Return the mean log-probability. Source: Yeom et al., 2018."""
+    return float(_whole(item, compat).mean())
+
+
+def zlib_score(item: ScoredItem, *, compat: str = "fixed") -> float:
+    """Return the mean log-probability over the zlib-compressed length. Source: Carlini et al., 2021."""
+    return loss_score(item, compat=compat) / item.zlib_bytes
+
+
+def min_k_score(item: ScoredItem, k: float, *, compat: str = "fixed") -> float:
+    """Return Min-K%: the mean of the lowest log-probabilities."""
+    return lowest_mean(_tokens(item, "logp", compat), k, compat=compat)
+
+
+def min_k_plus_plus_score(item: ScoredItem, k: float, *, compat: str = "fixed") -> float:
+    """Return Min-K%++: the mean of the lowest standardised log-probabilities."""
+    if not len(item.mu) or not len(item.sigma2):
+        raise Unavailable("the records hold no mean and variance of log p (scored without statistics)")
+    return lowest_mean(standardised(*(_tokens(item, f, compat) for f in ("logp", "mu", "sigma2"))), k, compat=compat)
+
+
+def lowercase_score(item: ScoredItem, lowered: ScoredItem) -> float:
+    """Return L(lowercased) / L(text). Source: Carlini et al., 2021; a loss of 0 counts as 1e-12."""
+    return max(-loss_score(lowered), 0.0) / max(-loss_score(item), 1e-12)
+
+
+def reference_score(item: ScoredItem, reference: ScoredItem) -> float:
+    """Return L under the reference - L under the model. Source: Carlini et al., 2022 (difficulty calibration)."""
+    return loss_score(item) - loss_score(reference)
+
+
+def attack_column(
+    view: View, name: str, attack: str, *, k: float, compat: str = "fixed", reference: View | None = None
+) -> Column:
+    """Return the score of one attack for every answer in a set.
+
+    Args:
+        view: the records of the model under attack.
+        name: the set.
+        attack: one of `ATTACKS`.
+        k: share of tokens for the Min-K% family.
+        compat: see the module.
+        reference: records of another model, for the attack `reference`.
+
+    Raises:
+        Unavailable: if the set, the lowercased answers or the reference are missing.
+    """
+    items = view.scored(name, "answer")
+    if attack == "loss":
+        return column(((i, loss_score(i, compat=compat)) for i in items), attack)
+    if attack == "zlib":
+        return column(((i, zlib_score(i, compat=compat)) for i in items), attack)
+    if attack == "min_k":
+        return column(((i, min_k_score(i, k, compat=compat)) for i in items), attack)
+    if attack == "min_k_plus_plus":
+        return column(((i, min_k_plus_plus_score(i, k, compat=compat)) for i in items), attack)
+    if attack == "lowercase":
+        lowered = view.by_id(name, "lowercase")
+        return column(((i, lowercase_score(i, lowered[i.id][0])) for i in items if i.id in lowered), attack)
+    if attack == "reference":
+        if reference is None:
+            raise Unavailable("no records of a reference model were given")
+        other = reference.by_id(name, "answer")
+        return column(((i, reference_score(i, other[i.id][0])) for i in items if i.id in other), attack)
+    raise ValueError(f"unknown attack {attack!r}; valid: {', '.join(ATTACKS)}")
+
+
+def _whole(item: ScoredItem, compat: str) -> Floats:
+    """Return the log-probabilities that the loss and zlib scores average."""
+    if compat in ("openunlearning", "muse"):
+        logp = np.asarray(item.logp, dtype=np.float64)
+        if not logp.size:
+            raise Unavailable(f"item '{item.set}/{item.id}' has no scored token")
+        return logp
+    return scored_part(item, item.logp)
+
+
+def _tokens(item: ScoredItem, field: str, compat: str) -> Floats:
+    """Return one per-token field over the tokens that Min-K% reads."""
+    values = {"logp": item.logp, "mu": item.mu, "sigma2": item.sigma2}[field]
+    if compat == "muse":
+        return np.asarray(values, dtype=np.float64)
+    return scored_part(item, values, always=compat == "openunlearning")

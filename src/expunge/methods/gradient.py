@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The family most of the literature belongs to: gradient steps on a forget term and a retain term.
+
+A method of this family is a `ForgetTerm`: which rows it adds for a forget example and what it minimises on them.
+Everything else (pairing, reference answers, retain term, loop) is here, once.
+
+Shape suffixes: N labelled tokens of one role, R sequences, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from expunge.data.encoding import Encoded
+from expunge.data.labels import relabel_all, without_eos_label
+from expunge.data.sampling import PairedSampler
+from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
+from expunge.models.adapters import add_lora
+from expunge.models.selection import freeze_except, select_parameters
+from expunge.objectives.likelihood import kl_divergence, negative_log_likelihood
+from expunge.objectives.reduction import Reduction, reduce_tokens
+from expunge.signals.head import Head, TokenFunction
+from expunge.signals.likelihood import Scorer, TokenRequest, TokenValues, label_logp
+from expunge.signals.reference import ReferenceCache
+from expunge.training.config import TrainingConfig
+from expunge.training.loop import Trainer
+from expunge.training.task import Counts, Group, MicroBatch, Row
+
+
+class GradientConfig(MethodConfig):
+    """Settings shared by the family."""
+
+    forget_weight: float = Field(1.0, ge=0, description="weight of the forget term")
+    retain_weight: float = Field(1.0, ge=0, description="weight of the retain term")
+    retain: Literal["none", "nll", "kl"] = Field(
+        "nll", description="retain term: none; nll: answer likelihood; kl: divergence from the original model"
+    )
+    kl_direction: Literal["forward", "reverse"] = Field("forward", description="forward: KL(original || model)")
+    kl_positions: Literal["answer", "all"] = Field("answer", description="positions of the retain sequence compared")
+    reduction: Reduction = Field("token_mean", description="how token losses of the forget term become one number")
+    retain_reduction: Reduction = Field("token_mean", description="the same for the retain term")
+    forget_eos: bool = Field(True, description="unlearn the end-of-sequence token after the forget answer too")
+
+
+class ForgetTerm(ABC):
+    """What a method minimises on the forget set.
+
+    Class attributes:
+        roles: roles of the rows it adds for each forget example.
+        reference_roles: those whose token log-probabilities under the original model it compares with.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("forget",)
+    reference_roles: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, forget: Sequence[Encoded]) -> None:
+        self.forget = forget
+
+    def rows(self, index: int, epoch: int) -> list[Row]:
+        """Return the rows for forget example `index` in `epoch`; the same arguments always give the same rows."""
+        del epoch
+        return [Row(self.forget[index], "forget", index)]
+
+    def function(self, role: str) -> TokenFunction:
+        """Return what is taken from the logits at each labelled token of a role."""
+        del role
+        return label_logp
+
+    @abstractmethod
+    def loss(self, tokens: Mapping[str, TokenValues], reference: Mapping[str, Tensor], counts: Counts) -> Tensor:
+        """Return this batch's share of the forget loss, unweighted.
+
+        Args:
+            tokens: by role, what `function` gave at each labelled token.
+            reference: by role in `reference_roles`, log p of those tokens under the original model, [N].
+            counts: sequences and tokens of the whole optimiser step.
+        """
+
+
+class UnlearningTask:
+    """Pairs forget and retain examples and sums the two weighted terms in one forward pass."""
+
+    def __init__(
+        self,
+        term: ForgetTerm,
+        config: GradientConfig,
+        retain: Sequence[Encoded],
+        *,
+        training: TrainingConfig,
+        pad_id: int,
+        seed: int,
+        cache: ReferenceCache,
+    ) -> None:
+        self._term, self._config, self._training = term, config, training
+        self._pad_id, self._cache = pad_id, cache
+        labelled = config.retain == "kl" and config.kl_positions == "all"
+        self._retain = [relabel_all(item) for item in retain] if labelled else list(retain)
+        n_retain = 0 if config.retain == "none" else len(self._retain)
+        self._sampler = PairedSampler(len(term.forget), n_retain, batch_size=training.batch_size, seed=seed)
+        self._frozen_head: nn.Module | None = None
+
+    def prepare(self, model: nn.Module) -> None:
+        """Cache the original model's answers for every row that will be compared with them."""
+        referenced: dict[int, Encoded] = {}
+        paired: dict[int, Encoded] = {}
+        for epoch in range(self._training.epochs):
+            for step in self.steps(epoch):
+                for row in (row for group in step for row in group):
+                    if row.role in self._term.reference_roles:
+                        referenced[id(row.encoded)] = row.encoded
+                    elif row.role == "retain" and self._config.retain == "kl":
+                        paired[id(row.encoded)] = row.encoded
+        fill = partial(self._cache.fill, model, pad_id=self._pad_id)
+        if referenced:
+            fill(list(referenced.values()), kind="tokens")
+        if paired:
+            fill(list(paired.values()), kind="hidden")
+            head = Head(model)
+            moves = any(p.requires_grad for p in head.parameters())
+            self._frozen_head = Head(model, frozen=True) if moves else head
+
+    def steps(self, epoch: int) -> list[list[Group]]:
+        """Return the optimiser steps of an epoch: forget rows with their retain partner."""
+        return [
+            [self._group(forget, retain, epoch) for forget, retain in pairs] for pairs in self._sampler.steps(epoch)
+        ]
+
+    def _group(self, forget: int, retain: int | None, epoch: int) -> Group:
+        rows = self._term.rows(forget, epoch)
+        return rows if retain is None else [*rows, Row(self._retain[retain], "retain", retain)]
+
+    def losses(self, scorer: Scorer, micro: MicroBatch, counts: Counts) -> dict[str, Tensor]:
+        """Return the weighted forget and retain parts of this micro-batch's share."""
+        roles = list(self._term.roles)
+        requests = [TokenRequest(self._term.function(role), micro.rows_of(role)) for role in roles]
+        if self._config.retain != "none":
+            roles.append("retain")
+            requests.append(self._retain_request(micro))
+        batch = micro.batch
+        answers = scorer(batch.input_ids, batch.attention_mask, batch.labels, requests)
+        tokens: dict[str, TokenValues] = dict(zip(roles, answers, strict=True))
+        device = batch.input_ids.device
+        reference = {
+            role: torch.cat([self._cache.get("tokens", item) for item in micro.items_of(role)]).to(device)
+            for role in self._term.reference_roles
+        }
+        out = {"forget": self._config.forget_weight * self._term.loss(tokens, reference, counts)}
+        if "retain" in tokens:
+            out["retain"] = self._config.retain_weight * self._retain_loss(tokens["retain"], counts)
+        return out
+
+    def _retain_request(self, micro: MicroBatch) -> TokenRequest:
+        rows = micro.rows_of("retain")
+        if self._config.retain == "nll":
+            return TokenRequest(label_logp, rows)
+        hidden = torch.cat([self._cache.get("hidden", item) for item in micro.items_of("retain")])
+        return TokenRequest(self._divergence, rows, (hidden.to(rows.device),))
+
+    def _divergence(self, logits_NV: Tensor, _labels_N: Tensor, reference_hidden_ND: Tensor) -> Tensor:
+        assert self._frozen_head is not None, "prepare() was not called"
+        with torch.no_grad():
+            reference_NV = self._frozen_head(reference_hidden_ND)
+        return kl_divergence(logits_NV, reference_NV, direction=self._config.kl_direction)
+
+    def _retain_loss(self, answer: TokenValues, counts: Counts) -> Tensor:
+        values = answer.values if self._config.retain == "kl" else negative_log_likelihood(answer.values)
+        return reduce_tokens(
+            values, answer.row, answer.lengths, self._config.retain_reduction,
+            sequences=counts.sequences["retain"], tokens=counts.tokens["retain"],
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every step follows from seed and epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class GradientMethod(Method):
+    """A method that is this family's loop around its own forget term."""
+
+    @abstractmethod
+    def term(self, config: Any, context: MethodContext, forget: Sequence[Encoded]) -> ForgetTerm:
+        """Return the forget term for the encoded forget set."""
+
+    def run(self, config: Any, context: MethodContext) -> MethodOutcome:
+        """Train on both terms; see `Method.run`."""
+        encoder, name = context.encoder, self.card.name
+        forget = [row.encoded for row in encoder.encode_many(context.splits.forget, where="forget")]
+        if not config.forget_eos:
+            forget = [without_eos_label(item) for item in forget]
+        retain: list[Encoded] = []
+        if config.retain != "none":
+            retain = [row.encoded for row in encoder.encode_many(context.need_retain(name), where="retain")]
+        term = self.term(config, context, forget)
+        cache = ReferenceCache(context.model_digest, context.folder / "cache" if context.folder else None)
+        task = UnlearningTask(
+            term, config, retain, training=context.training, pad_id=context.pad_id, seed=context.seed, cache=cache
+        )
+        model = choose_parameters(context.model, context.training, context.seed)
+        trainer = Trainer(
+            model, task, context.training, pad_id=context.pad_id, folder=context.folder, probe=context.probe,
+            callbacks=context.callbacks,
+        )  # fmt: skip
+        return MethodOutcome(model, trainer.run(resume=context.resume))
+
+
+def choose_parameters(model: nn.Module, training: TrainingConfig, seed: int) -> nn.Module:
+    """Return the model with exactly the parameters that may move requiring gradients (a LoRA wrapper if asked)."""
+    if training.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return add_lora(model, training.lora)
+    names = select_parameters(model, training.trainable) if training.trainable else None
+    freeze_except(model, names if names is not None else [name for name, _ in model.named_parameters()])
+    return model

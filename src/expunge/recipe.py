@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user writes: the union of the rooms' own configuration classes, with overrides, a hash and a JSON schema."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
+
+from expunge.audit.config import AuditConfig
+from expunge.audit.policy import Policy
+from expunge.data.config import DataConfig
+from expunge.errors import RecipeError
+from expunge.methods.base import MethodConfig
+from expunge.methods.registry import get_method, methods, parse_method, recipe_error
+from expunge.models.config import ModelConfig
+from expunge.training.config import TrainingConfig
+
+
+class Recipe(BaseModel):
+    """One run, resolved: every value that matters is written down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("run", description="name of the run; part of its folder's name", pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    model: ModelConfig
+    data: DataConfig
+    method: SerializeAsAny[MethodConfig]
+    training: TrainingConfig
+    audit: AuditConfig
+    policy: Policy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved recipe as JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the resolved recipe, hex."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the run's folder: name and the first eight characters of the hash."""
+        return f"{self.name}-{self.hash[:8]}"
+
+
+def build_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """Return the typed recipe for nested settings.
+
+    A method's published training settings stand in for those the user did not give.
+
+    Raises:
+        RecipeError: for an unknown or missing key, or a value out of range, naming it and the nearest valid one.
+    """
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    method = parse_method(_section(values, "method"))
+    defaults = get_method(str(method.name)).training_defaults  # type: ignore[attr-defined]
+    values |= {
+        "method": method,
+        "training": merge(defaults, _section(values, "training")),
+        "audit": _section(values, "audit"),
+        "data": _section(values, "data"),
+        "policy": _section(values, "policy"),
+    }
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        raise recipe_error(error, "", Recipe) from None
+
+
+def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    section = values.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise RecipeError("must be a mapping", field=key, value=section, remedy=f"Write {key}: followed by its keys")
+    return dict(section)
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a YAML file with `a.b=c` overrides applied.
+
+    Raises:
+        RecipeError: if the file is missing or no YAML mapping, an override is malformed, or the recipe is invalid.
+    """
+    settings = read_settings(path) if path is not None else {}
+    return build_recipe(apply_overrides(settings, overrides))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return a recipe file as nested settings; `extends: other.yaml` takes another file's settings first."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise RecipeError("no such file", field="recipe", value=str(path), remedy="Check the path") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise RecipeError(f"cannot be read: {error}", field="recipe", value=str(path)) from None
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"is not valid YAML: {error}", field="recipe", value=str(path)) from None
+    if not isinstance(settings, dict):
+        raise RecipeError("must be a mapping of keys to values", field="recipe", value=str(path))
+    parent = settings.pop("extends", None)
+    if parent is None:
+        return settings
+    base = path.parent / str(parent)
+    inherited = read_settings(base)
+    return merge(inherited, settings)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` on top, key by key."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def apply_overrides(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings with each `a.b=c` applied; c is read as YAML."""
+    out = dict(settings)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise RecipeError("must have the form key.sub=value", field="--set", value=override)
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        nested: dict[str, Any] = {key.split(".")[-1]: value}
+        for part in reversed(key.split(".")[:-1]):
+            nested = {part: nested}
+        out = merge(out, nested)
+    return out
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file, with every registered method's settings."""
+    configs = tuple(method.Config for method in methods().values())
+    union = Annotated[Union[configs], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
+    schema = Recipe.model_json_schema(mode="validation")
+    method_schema = TypeAdapter(union).json_schema(ref_template="#/$defs/{model}")
+    schema.setdefault("$defs", {}).update(method_schema.pop("$defs", {}))
+    schema["properties"]["method"] = method_schema
+    schema["properties"]["extends"] = {"type": "string", "description": "another recipe file to start from"}
+    schema["required"] = ["model", "data", "method"]
+    return schema

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict in sentences: what may be said of the method, how the leading numbers moved, what was not tested."""
+
+from __future__ import annotations
+
+from expunge.claims import ATTACKS, SENTENCES, ClaimKind
+from expunge.report.judge import anchor, judge
+from expunge.report.metrics import describe, key_metrics, metric_names
+from expunge.report.view import REFERENCE, TARGET, ModelView, ReportView
+from expunge.report.words import listed, number
+
+
+def claim_sentences(view: ReportView) -> list[tuple[ClaimKind | None, str]]:
+    """Return what may be said, one sentence per kind of claim among the methods, weakest first."""
+    kinds: dict[ClaimKind, list[str]] = {}
+    for name, model in view.changed.items():
+        kind = model.claim or view.claim
+        if kind is not None:
+            kinds.setdefault(kind, []).append(name)
+    if not kinds and view.claim is not None:
+        kinds[view.claim] = []
+    if not kinds:
+        return [(None, "No kind of claim is recorded; nothing is stated beyond the numbers below.")]
+    several = len(kinds) > 1
+    weakest = [kind for kind in reversed(ClaimKind) if kind in kinds]
+    return [(kind, (f"{listed(kinds[kind])}: " if several else "") + SENTENCES[kind]) for kind in weakest]
+
+
+def _brackets(view: ReportView, name: str) -> str:
+    reference = view.first(REFERENCE)
+    value = reference.value(name) if reference else None
+    return "no reference measured" if value is None else f"reference {number(value)}"
+
+
+def _one(view: ReportView, model: ModelView, name: str) -> str:
+    """Say how one metric moved."""
+    target = view.first(TARGET)
+    before, after = target.value(name) if target else None, model.value(name)
+    if after is None:
+        return f"{describe(name).title} has no number: {model.metrics[name].get('reason', 'no reason recorded')}."
+    start = "is" if before is None else f"went from {number(before)} to"
+    return f"{describe(name).title} {start} {number(after)} ({_brackets(view, name)})."
+
+
+def nearest(view: ReportView, name: str) -> str:
+    """Return the changed model whose value lies closest to what the metric is compared with ("" without one)."""
+    to = anchor(view, name)
+    values = {key: model.value(name) for key, model in view.changed.items()}
+    known = {key: value for key, value in values.items() if value is not None}
+    return min(known, key=lambda key: abs(known[key] - to.value)) if to and known else ""
+
+
+def _many(view: ReportView, name: str) -> str:
+    """Say how one metric moved over several models: before, reference, and the nearest to it."""
+    target, close = view.first(TARGET), nearest(view, name)
+    before = target.value(name) if target else None
+    start = "" if before is None else f"{number(before)} before, "
+    value = view.changed[close].value(name) if close else None
+    ending = "" if value is None else f"; nearest to that is {close} with {number(value)}"
+    return f"{describe(name).title}: {start}{_brackets(view, name)}{ending}."
+
+
+def lead_metrics(view: ReportView) -> list[str]:
+    """Return at most one forgetting and one utility metric: what the verdict line speaks of."""
+    chosen: dict[str, str] = {}
+    for name in key_metrics(view):
+        chosen.setdefault(describe(name).group, name)
+    preferred = "forget.probability" if "forget.probability" in key_metrics(view) else chosen.get("Forgetting")
+    return [name for name in (preferred, chosen.get("Utility")) if name]
+
+
+def measured_sentences(view: ReportView) -> list[str]:
+    """Return the measured part of the verdict: how the leading metrics moved."""
+    subjects = {name: model for name, model in view.changed.items() if model.metrics}
+    if not subjects:
+        return ["Nothing was measured after the change."]
+    if len(subjects) == 1:
+        model = next(iter(subjects.values()))
+        return [_one(view, model, name) for name in lead_metrics(view)]
+    count = f"{len(subjects)} models that were changed by different runs are compared here."
+    return [count, *(_many(view, name) for name in lead_metrics(view))]
+
+
+def far_sentences(view: ReportView) -> list[str]:
+    """Name the metrics that are far from the reference, per model: the part of a verdict nobody should miss."""
+    out = []
+    for model_name, model in view.changed.items():
+        far = {}
+        for name in metric_names(view):
+            verdict = judge(name, model.metrics.get(name), anchor(view, name))
+            if verdict.level == "bad":
+                far[describe(name).title] = verdict.words
+        if far:
+            out.append(f"{model_name}: " + "; ".join(f"{title} ({words})" for title, words in far.items()))
+    return out
+
+
+def not_tested(view: ReportView) -> list[str]:
+    """Return the attacks that were not run."""
+    return [attack for attack in ATTACKS if attack not in view.attacks_run]
+
+
+def tried_sentence(view: ReportView) -> str:
+    """Say what the number of tried runs does to the numbers ("" where nobody counted)."""
+    tried = view.runs_tried
+    if tried is None:
+        return "The number of runs tried before this one was not recorded."
+    if tried <= 1:
+        return "One run was tried; nothing was selected."
+    return f"{tried} runs were tried. Choosing one of several by its scores makes those scores look better than they are."

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: what a run leaves behind, valid at every moment, even if the run dies."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import ExpungeError, RecipeError
+
+RUN_VERSION = 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one rename, so that no reader ever sees half of it.
+
+    Raises:
+        ExpungeError: if the disk is full or the folder cannot be written, naming it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one rename; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def disk_error(error: OSError, path: Path) -> ExpungeError:
+    """Turn a failed write into an error that says what to do."""
+    if error.errno == errno.ENOSPC:
+        return ExpungeError("the disk is full", field="output_dir", value=str(path), remedy="Free space, then --resume")
+    return RecipeError(
+        f"cannot be written: {error.strerror}", field="output_dir", value=str(path),
+        remedy="Choose a folder you may write to",
+    )  # fmt: skip
+
+
+class RunFolder:
+    """One run's folder and its `run.json`.
+
+    Args:
+        path: the folder.
+        overwrite: delete an existing run first.
+        resume: go on with an existing run.
+
+    Raises:
+        RecipeError: if the folder exists and neither was asked for, if it is not a run and would be overwritten, or
+            if it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.path = path
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+            self._existing(overwrite=overwrite, resume=resume)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise disk_error(error, path) from error
+        os.chmod(path, 0o700)
+        self._started = time.perf_counter()
+        self.info: dict[str, Any] = self.read() if resume else {}
+
+    def _existing(self, *, overwrite: bool, resume: bool) -> None:
+        is_run = (self.path / "run.json").exists()
+        if resume and is_run:
+            return
+        if overwrite and is_run:
+            shutil.rmtree(self.path)
+            return
+        if is_run:
+            raise RecipeError(
+                "already holds a run", field="output_dir", value=str(self.path),
+                remedy="Use --overwrite to start again or --resume to go on",
+            )  # fmt: skip
+        raise RecipeError(
+            "exists, is not empty and holds no run", field="output_dir", value=str(self.path),
+            remedy="Choose another folder; a folder that is not a run is never overwritten",
+        )  # fmt: skip
+
+    def read(self) -> dict[str, Any]:
+        """Return `run.json`, or {} if there is none."""
+        path = self.path / "run.json"
+        return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Merge `values` into `run.json` and write it."""
+        self.info |= {"schema_version": RUN_VERSION, **values}
+        write_json(self.path / "run.json", self.info)
+
+    def start(self, values: Mapping[str, Any]) -> None:
+        """Write the first state of a run."""
+        self.update({"status": "running", "started": datetime.now(UTC).isoformat(timespec="seconds"), **values})
+
+    def finish(self, status: str, error: BaseException | None = None) -> None:
+        """Write the last state: `finished`, `failed` or `interrupted`, with the error if there was one."""
+        seconds = self.info.get("seconds", 0.0) + time.perf_counter() - self._started
+        self._started = time.perf_counter()
+        message = None if error is None else f"{type(error).__name__}: {error}"
+        self.update({"status": status, "seconds": round(seconds, 3), "error": message})

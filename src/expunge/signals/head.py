@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two halves of a causal language model: the body that gives hidden states, the head that gives logits.
+
+Scores need logits at labelled positions only. Calling the halves apart makes that possible without ever holding a
+[B, T, V] tensor.
+
+Shape suffixes: B batch rows, T tokens, D hidden width, V vocabulary, N selected positions, C one chunk of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Elements of one float32 logits chunk (64 MiB).
+CHUNK_ELEMENTS = 1 << 24
+
+#: From a chunk of logits [C, V] float32, its labels [C] and extra per-position tensors, one value per position [C].
+TokenFunction = Callable[..., Tensor]
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a PEFT wrapper, or the model itself (adapters stay active in both)."""
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        return model
+    inner = cast(Any, model).get_base_model()
+    return cast("PreTrainedModel", inner)
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """Return the list of decoder blocks.
+
+    Raises:
+        ValueError: if no `ModuleList` has as many entries as the config has layers.
+    """
+    base = unwrap(model)
+    layers = base.config.get_text_config().num_hidden_layers
+    for _, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return module
+    raise ValueError(f"no list of {layers} decoder blocks found in {type(base).__name__}")
+
+
+def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    """Return the last hidden states after the final norm, [B, T, D]."""
+    inner = cast(nn.Module, unwrap(model).base_model)
+    out = inner(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+    return cast(Tensor, out.last_hidden_state)
+
+
+class Head(nn.Module):
+    """The output embedding with the model's own scaling or soft cap, giving float32 logits.
+
+    Source: Gemma 2 caps logits as cap * tanh(z / cap); Cohere multiplies by `logit_scale`, Granite divides by
+    `logits_scaling`.
+    """
+
+    def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
+        super().__init__()
+        base = unwrap(model)
+        projection = base.get_output_embeddings()
+        if projection is None:
+            raise ValueError(f"{type(base).__name__} has no output embedding")
+        if frozen:
+            copy = nn.Linear(projection.in_features, projection.out_features, bias=projection.bias is not None)
+            copy.load_state_dict({k: v.detach().clone().float() for k, v in projection.state_dict().items()})
+            projection = copy.to(device=next(base.parameters()).device).requires_grad_(False)
+        config = base.config.get_text_config()
+        self.projection = projection
+        self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+
+    def forward(self, hidden_CD: Tensor) -> Tensor:
+        """Return logits [C, V] in float32."""
+        logits = self.projection(hidden_CD.to(self.projection.weight.dtype)).float() * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
+def over_vocabulary(
+    head: nn.Module, hidden_ND: Tensor, labels_N: Tensor, function: TokenFunction, extra: tuple[Tensor, ...] = ()
+) -> Tensor:
+    """Apply `function` to the logits of every position, a chunk at a time, and join the results, [N] or [N, K].
+
+    With gradients on and more than one chunk, a chunk's logits are recomputed in the backward pass, so that at most
+    one chunk is alive at any moment.
+    """
+    vocabulary = cast(Any, head).projection.weight.shape[0]
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+
+    def run(hidden: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
+        return function(head(hidden), labels, *more)
+
+    pieces = list(zip(hidden_ND.split(size), labels_N.split(size), *(e.split(size) for e in extra), strict=True))
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        return torch.cat([run(*piece) for piece in pieces])
+    return torch.cat([checkpoint(run, *piece, use_reentrant=False) for piece in pieces])

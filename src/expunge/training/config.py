@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How weights are trained: everything a user may set about the loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from expunge.models.adapters import LoraSettings
+from expunge.optim.config import OptimizerConfig
+
+
+class StopConfig(BaseModel):
+    """When a run ends before its planned steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Literal["steps", "utility_drop"] = Field(
+        "steps", description="steps: run them all; utility_drop: stop when the retain probability has fallen too far"
+    )
+    max_drop: float = Field(
+        0.1, gt=0, lt=1, description="utility_drop: largest relative fall of the retain probability from its start"
+    )
+
+
+class TrainingConfig(BaseModel):
+    """Settings of the training loop; methods bring their own published defaults for some of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate")
+    epochs: int = Field(5, ge=1, description="passes over the forget set (or over the training set of `train`)")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
+    batch_size: int = Field(32, ge=1, description="forget examples per optimiser step")
+    micro_batch_size: int | None = Field(None, ge=1, description="forget examples per forward; default: batch_size")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after warm-up")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's L2 norm; null: never")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = Field(
+        "auto",
+        description="auto: bf16 autocast over float32 weights where the hardware has it, else float32; "
+        "pure_bf16: bfloat16 weights without a float32 master, for reproducing published runs only",
+    )
+    dropout: bool = Field(False, description="keep the model's own dropout active while training")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    lora: LoraSettings | None = Field(None, description="train a LoRA adapter instead of the weights")
+    trainable: tuple[str, ...] = Field((), description="regular expressions of parameters that may move; empty: all")
+    stop: StopConfig = Field(default_factory=StopConfig)
+    probe_every: int = Field(0, ge=0, description="steps between probes of the likelihoods; 0: once per epoch")
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: once per epoch")
+    keep_checkpoints: int = Field(1, ge=1, description="checkpoints kept while running")
+
+    @model_validator(mode="after")
+    def _lora_or_selection(self) -> TrainingConfig:
+        if self.lora is not None and self.trainable:
+            raise ValueError("lora and trainable exclude each other: LoRA trains only its adapter")
+        return self
