@@ -135,6 +135,11 @@ def more_layers(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
 
 
+def wrong_type(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+
+
 def lost_shard(folder: Path) -> None:
     remove_weights(folder)
     (folder / "model-00001-of-00002.safetensors").touch()
@@ -151,6 +156,7 @@ def lost_shard(folder: Path) -> None:
         (remove_tokenizer, "no tokenizer files"),
         (cut_weights, "cannot be loaded"),
         (more_layers, "the weights lack 9 tensors"),
+        (wrong_type, "cannot be loaded"),
         (lost_shard, "1 of 2 weight files are missing, such as model-00002"),
     ],
 )

@@ -15,7 +15,7 @@ from expunge.audit.estimate import Estimate
 from expunge.audit.membership import ATTACKS, attack_column
 from expunge.audit.protocol import SetRole
 from expunge.audit.registry import ONE_CLUSTER, AuditMetric, Context, single_cluster
-from expunge.audit.statistics import Floats, Interval, Resample, Unavailable, auc, auc_replicates, interval, tpr_at_fpr
+from expunge.audit.statistics import Floats, Interval, Unavailable, auc, auc_replicates, interval, tpr_at_fpr
 from expunge.claims import MetricCard
 
 FPR = 0.01
@@ -59,8 +59,7 @@ def sides(context: Context, view: View, attack: str, k: float, compat: Compat) -
 
 def side_replicates(context: Context, member: Column, nonmember: Column) -> Floats:
     """Return the AUC in every replicate, [R]; models scored on the same items get the same draws."""
-    draws = (_drawn(context, "forget", member), _drawn(context, "holdout", nonmember))
-    return auc_replicates(member.values, nonmember.values, *draws)
+    return auc_replicates(context.sample("role forget", member), context.sample("role holdout", nonmember))
 
 
 def _scores(context: Context, view: View, role: SetRole, attack: str, k: float, compat: Compat) -> Column:
@@ -72,10 +71,6 @@ def _scores(context: Context, view: View, role: SetRole, attack: str, k: float, 
     if not len(scores):
         raise Unavailable(f"no item of role {role!r} has what this attack needs")
     return scores
-
-
-def _drawn(context: Context, role: SetRole, values: Column) -> tuple[tuple[str, ...], Resample]:
-    return values.clusters, context.draws(f"role {role}", values.clusters)
 
 
 def _auc(attack: str, context: Context, compat: Compat) -> Estimate:

@@ -7,17 +7,15 @@ it is a real token of running text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.audit.columns import Column, View, column
-from expunge.audit.records import ScoredItem
+from expunge.audit.records import Flags, Floats, ScoredItem
 from expunge.audit.statistics import Unavailable
 
 
-def exact_memorization(correct: Sequence[int] | NDArray[np.bool_]) -> float:
+def exact_memorization(correct: Flags) -> float:
     """Return the share of tokens that are the model's arg max, in 0..1.
 
     Args:
@@ -28,7 +26,7 @@ def exact_memorization(correct: Sequence[int] | NDArray[np.bool_]) -> float:
     return float(np.asarray(correct, dtype=np.float64).mean())
 
 
-def extraction_strength(correct: Sequence[int] | NDArray[np.bool_], *, compat: str = "fixed") -> float:
+def extraction_strength(correct: Flags, *, compat: str = "fixed") -> float:
     """Return the share of the answer that the model completes by itself after the shortest prefix that suffices.
 
     1 - min{k : every token from k on is the arg max} / n. For a suffix, teacher forcing and greedy decoding agree.
@@ -47,14 +45,12 @@ def extraction_strength(correct: Sequence[int] | NDArray[np.bool_], *, compat: s
     return run / flags.size
 
 
-def memorization_accuracy(correct: Sequence[int] | NDArray[np.bool_]) -> float:
+def memorization_accuracy(correct: Flags) -> float:
     """Return Jang's memorisation accuracy: over the T - 1 predictable tokens, the number `exact_memorization` gives."""
     return exact_memorization(correct)
 
 
-def scored_part(
-    item: ScoredItem, values: Sequence[float] | Sequence[int], *, always: bool = False
-) -> NDArray[np.float64]:
+def scored_part(item: ScoredItem, values: Floats | Flags, *, always: bool = False) -> NDArray[np.float64]:
     """Return per-token values without the end-of-sequence token.
 
     Args:

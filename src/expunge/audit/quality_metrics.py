@@ -14,6 +14,7 @@ from expunge.audit.quality import privleak, utility_parts
 from expunge.audit.registry import ONE_CLUSTER, AuditMetric, Context, single_cluster
 from expunge.audit.statistics import (
     Interval,
+    Sample,
     Unavailable,
     auc,
     function_replicates,
@@ -42,9 +43,9 @@ def _distance(context: Context, compat: Compat) -> tuple[Column, Column, Interva
     ours, theirs = _forget_ratios(context, context.view, compat), _forget_ratios(context, reference, compat)
     if single_cluster(ours, theirs):
         return ours, theirs, Interval(None, None, ONE_CLUSTER)
-    first = (ours.clusters, context.draws("truth ratios of the model", ours.clusters))
-    second = (theirs.clusters, context.draws("truth ratios of the reference", theirs.clusters))
-    return ours, theirs, interval(ks_replicates(ours.values, theirs.values, first, second), context.config.confidence)
+    # Two names, so that the two models are redrawn independently.
+    first, second = context.sample("ratios of the model", ours), context.sample("ratios of the reference", theirs)
+    return ours, theirs, interval(ks_replicates(first, second), context.config.confidence)
 
 
 def _forget_quality(context: Context, compat: Compat) -> Estimate:
@@ -93,10 +94,10 @@ def _model_utility(context: Context, compat: Compat) -> Estimate:
         clusters.setdefault(name, set()).update(values.clusters)
     if not single_cluster(*parts.values()):
         # The parts of one set share its draws: probability and ROUGE of an item rise and fall together.
-        columns = [
-            (c.values, c.clusters, context.draws(name, sorted(clusters[name]))) for (name, _), c in parts.items()
+        samples = [
+            Sample(c.values, c.clusters, context.draws(name, sorted(clusters[name]))) for (name, _), c in parts.items()
         ]
-        bounds = interval(function_replicates(columns, harmonic_mean_rows), context.config.confidence)
+        bounds = interval(function_replicates(samples, harmonic_mean_rows), context.config.confidence)
     return Estimate(
         value=value,
         ci_low=bounds.low,

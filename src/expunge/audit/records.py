@@ -5,9 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 RECORDS_VERSION = 1
+
+Floats: TypeAlias = Sequence[float] | NDArray[np.floating[Any]]
+Flags: TypeAlias = Sequence[int] | NDArray[np.bool_] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +40,17 @@ class ScoredItem:
     variant: str
     variant_index: int
     ids_hash: str
-    logp: Sequence[float]
-    correct: Sequence[int]
-    mu: Sequence[float]
-    sigma2: Sequence[float]
+    logp: Floats
+    correct: Flags
+    mu: Floats
+    sigma2: Floats
     ends_with_eos: bool
     zlib_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedItem:
-    """One greedy generation; `prompt_variant` is `question` or `paraphrase`, `finished` says that it ended by itself."""
+    """One greedy generation; `prompt_variant` is `question` or `paraphrase`, `finished` means it ended by itself."""
 
     set: str
     id: str

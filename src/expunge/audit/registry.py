@@ -17,6 +17,7 @@ from expunge.audit.protocol import Protocol, SetRole
 from expunge.audit.statistics import (
     Interval,
     Resample,
+    Sample,
     Unavailable,
     clopper_pearson,
     interval,
@@ -51,6 +52,10 @@ class Context:
             seed = [self.config.seed, crc32(name.encode())]
             self._draws[key] = resample(key[1], replicates=self.config.bootstrap, seed=seed)
         return self._draws[key]
+
+    def sample(self, name: str, values: Column) -> Sample:
+        """Return a column with the bootstrap of its set."""
+        return Sample(values.values, values.clusters, self.draws(name, values.clusters))
 
     def needed_reference(self) -> View:
         """Return the reference's records; raises `Unavailable` if none were given."""
@@ -159,5 +164,4 @@ def _mean_bounds(context: Context, name: str, values: Column, rate: bool) -> Int
         return Interval(*clopper_pearson(hits, clusters, context.config.confidence))
     if clusters < 2:
         return Interval(None, None, ONE_CLUSTER)
-    replicates = mean_replicates(values.values, values.clusters, context.draws(name, values.clusters))
-    return interval(replicates, context.config.confidence)
+    return interval(mean_replicates(context.sample(name, values)), context.config.confidence)

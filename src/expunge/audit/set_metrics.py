@@ -84,7 +84,7 @@ _PROBABILITIES = (
     SetMetric(
         name="truth_ratio", title="Truth ratio", unit="score in 0..1", needs=_OPTIONS,
         definition="R = P(wrong answers) / P(paraphrased answer), length-normalised, geometric mean over wrong "
-        "answers; mean of min(R, 1/R) on the forget set and of max(0, 1 - R) elsewhere. `paper` takes the arithmetic mean.",
+        "answers; mean of min(R, 1/R) on the forget set, of max(0, 1 - R) elsewhere. `paper`: arithmetic mean.",
         columns=_truth_ratio, compat=("fixed", "paper", "locuslab", "openunlearning"), source=_TOFU,
         groups={**_KNOWLEDGE, "forget": ("reference", _RETRAINED)},
         known_failures=("A model without any knowledge does not score 1.",),

@@ -55,10 +55,19 @@ class Resample:
         for start in range(0, len(self.counts), rows):
             yield self.counts[start : start + rows]
 
-    def codes(self, clusters: Sequence[str]) -> Ints:
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Values of items, [n], the cluster of each, [n], and the replicates that redraw those clusters."""
+
+    values: Floats
+    clusters: Sequence[str]
+    draws: Resample
+
+    def codes(self) -> Ints:
         """Return the index of each item's cluster, [n]; raises `KeyError` for a cluster that is not resampled."""
-        index = {label: code for code, label in enumerate(self.labels)}
-        return np.array([index[cluster] for cluster in clusters], dtype=np.int64)
+        index = {label: code for code, label in enumerate(self.draws.labels)}
+        return np.array([index[cluster] for cluster in self.clusters], dtype=np.int64)
 
 
 def checked(values: ArrayLike, what: str, names: Sequence[str] | None = None) -> Floats:
@@ -93,13 +102,13 @@ def interval(replicates: Floats, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
-def mean_replicates(values: Floats, clusters: Sequence[str], draws: Resample) -> Floats:
-    """Return the mean of `values` [n] in every replicate, [R]; NaN where a replicate drew none of the items."""
-    codes = draws.codes(clusters)
-    sums = np.bincount(codes, weights=values, minlength=len(draws.labels))
-    sizes = np.bincount(codes, minlength=len(draws.labels)).astype(np.float64)
+def mean_replicates(sample: Sample) -> Floats:
+    """Return the mean in every replicate, [R]; NaN where a replicate drew none of the items."""
+    codes, k = sample.codes(), len(sample.draws.labels)
+    sums = np.bincount(codes, weights=sample.values, minlength=k)
+    sizes = np.bincount(codes, minlength=k).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        parts = [(block @ sums) / (block @ sizes) for block in draws.blocks(len(draws.labels))]
+        parts = [(block @ sums) / (block @ sizes) for block in sample.draws.blocks(k)]
     return np.concatenate(parts)
 
 
@@ -110,20 +119,17 @@ def mean_interval(
     draws = resample(clusters, replicates=replicates, seed=[seed])
     if len(draws.labels) < 2:
         return Interval(None, None, "only one subject: an interval needs two or more")
-    return interval(mean_replicates(values, clusters, draws), confidence)
+    return interval(mean_replicates(Sample(values, clusters, draws)), confidence)
 
 
-def function_replicates(
-    columns: Sequence[tuple[Floats, Sequence[str], Resample]], function: Callable[[Floats], Floats]
-) -> Floats:
+def function_replicates(samples: Sequence[Sample], function: Callable[[Floats], Floats]) -> Floats:
     """Return a function of several means in every replicate, [R].
 
     Args:
-        columns: values [n], clusters [n] and draws for each of the M means; means that share items share draws.
+        samples: what each of the M means is taken of; means that share items share draws.
         function: maps means [R, M] to numbers [R].
     """
-    means = np.stack([mean_replicates(values, clusters, draws) for values, clusters, draws in columns], axis=1)
-    return function(means)
+    return function(np.stack([mean_replicates(sample) for sample in samples], axis=1))
 
 
 def harmonic_mean(values: ArrayLike) -> float:
@@ -162,13 +168,10 @@ def auc(member: ArrayLike, nonmember: ArrayLike) -> float:
     return float((below + up_to).sum() / (2.0 * high.size * low.size))
 
 
-def auc_replicates(
-    member: Floats, nonmember: Floats, member_draws: tuple[Sequence[str], Resample],
-    nonmember_draws: tuple[Sequence[str], Resample],
-) -> Floats:  # fmt: skip
-    """Return the AUC in every replicate, [R]; each side comes with the clusters of its items and its draws."""
+def auc_replicates(member: Sample, nonmember: Sample) -> Floats:
+    """Return the AUC in every replicate, [R]; both sides have equally many."""
     parts = []
-    for up, down in _weights_by_value(member, nonmember, member_draws, nonmember_draws):
+    for up, down in _weights_by_value(member, nonmember):
         beaten = np.cumsum(down, axis=1) - down / 2
         with np.errstate(invalid="ignore"):
             parts.append((up * beaten).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1)))
@@ -217,13 +220,10 @@ def ks_two_sample(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
     return float(result.statistic), float(result.pvalue)
 
 
-def ks_replicates(
-    first: Floats, second: Floats, first_draws: tuple[Sequence[str], Resample],
-    second_draws: tuple[Sequence[str], Resample],
-) -> Floats:  # fmt: skip
-    """Return the Kolmogorov-Smirnov distance in every replicate, [R]."""
+def ks_replicates(first: Sample, second: Sample) -> Floats:
+    """Return the Kolmogorov-Smirnov distance in every replicate, [R]; both sides have equally many."""
     parts = []
-    for one, two in _weights_by_value(first, second, first_draws, second_draws):
+    for one, two in _weights_by_value(first, second):
         with np.errstate(invalid="ignore"):
             gap = np.cumsum(one, axis=1) / one.sum(axis=1, keepdims=True)
             gap -= np.cumsum(two, axis=1) / two.sum(axis=1, keepdims=True)
@@ -246,20 +246,14 @@ def _two_sides(
     return one, two
 
 
-def _weights_by_value(
-    first: Floats, second: Floats, first_draws: tuple[Sequence[str], Resample],
-    second_draws: tuple[Sequence[str], Resample],
-) -> Iterator[tuple[Floats, Floats]]:  # fmt: skip
+def _weights_by_value(first: Sample, second: Sample) -> Iterator[tuple[Floats, Floats]]:
     """Yield, block by block, the weight of every distinct pooled value on both sides, each [rows, U]."""
-    distinct = np.unique(np.concatenate([first, second]))
-    sides = [
-        (draws, np.searchsorted(distinct, values), draws.codes(clusters))
-        for values, (clusters, draws) in ((first, first_draws), (second, second_draws))
-    ]
-    blocks = zip(*(draws.blocks(len(distinct)) for draws, _, _ in sides), strict=True)
-    for pair in blocks:
-        one, two = (_spread(counts, at, code, len(distinct)) for counts, (_, at, code) in zip(pair, sides, strict=True))
-        yield one, two
+    distinct = np.unique(np.concatenate([first.values, second.values]))
+    at = [np.searchsorted(distinct, sample.values) for sample in (first, second)]
+    codes = [first.codes(), second.codes()]
+    width = len(distinct)
+    for one, two in zip(first.draws.blocks(width), second.draws.blocks(width), strict=True):
+        yield _spread(one, at[0], codes[0], width), _spread(two, at[1], codes[1], width)
 
 
 def _spread(counts: NDArray[np.int32], at: Ints, codes: Ints, width: int) -> Floats:

@@ -22,7 +22,7 @@ from expunge.data.encoding import Encoded
 from expunge.data.labels import relabel_all, without_eos_label
 from expunge.data.sampling import PairedSampler
 from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
-from expunge.models.adapters import add_lora
+from expunge.models.adapters import add_lora, is_lora
 from expunge.models.selection import freeze_except, select_parameters
 from expunge.objectives.likelihood import kl_divergence, negative_log_likelihood
 from expunge.objectives.reduction import Reduction, reduce_tokens
@@ -193,14 +193,11 @@ class GradientMethod(Method):
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Train on both terms; see `Method.run`."""
-        encoder, name = context.encoder, self.card.name
-        forget = [row.encoded for row in encoder.encode_many(context.splits.forget, where="forget")]
-        if not config.forget_eos:
-            forget = [without_eos_label(item) for item in forget]
         retain: list[Encoded] = []
         if config.retain != "none":
-            retain = [row.encoded for row in encoder.encode_many(context.need_retain(name), where="retain")]
-        term = self.term(config, context, forget)
+            examples = context.need_retain(self.card.name)
+            retain = [row.encoded for row in context.encoder.encode_many(examples, where="retain")]
+        term = self.term(config, context, encode_forget(config, context))
         cache = ReferenceCache(context.model_digest, context.folder / "cache" if context.folder else None)
         task = UnlearningTask(
             term, config, retain, training=context.training, pad_id=context.pad_id, seed=context.seed, cache=cache
@@ -213,12 +210,25 @@ class GradientMethod(Method):
         return MethodOutcome(model, trainer.run(resume=context.resume))
 
 
+def encode_forget(config: GradientConfig, context: MethodContext) -> list[Encoded]:
+    """Return the forget set as token ids, with or without labels on the end-of-sequence tokens."""
+    items = [row.encoded for row in context.encoder.encode_many(context.splits.forget, where="forget")]
+    return items if config.forget_eos else [without_eos_label(item) for item in items]
+
+
 def choose_parameters(model: nn.Module, training: TrainingConfig, seed: int) -> nn.Module:
-    """Return the model with exactly the parameters that may move requiring gradients (a LoRA wrapper if asked)."""
+    """Return the model with exactly the parameters that may move requiring gradients.
+
+    That is a fresh LoRA adapter if asked for, the adapter of a model that has one, or else what `trainable` selects.
+    """
     if training.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return add_lora(model, training.lora)
-    names = select_parameters(model, training.trainable) if training.trainable else None
-    freeze_except(model, names if names is not None else [name for name, _ in model.named_parameters()])
+    names = [name for name, _ in model.named_parameters()]
+    if training.trainable:
+        names = select_parameters(model, training.trainable)
+    elif is_lora(model):
+        names = [name for name in names if "lora_" in name]
+    freeze_except(model, names)
     return model

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -23,6 +24,8 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_s
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "tekken.json")
 _WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# What transformers and PEFT raise for folders and hub ids they cannot read.
+_READ_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 _SAVE_REMEDY = "Save it with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)"
 
 
@@ -174,7 +177,7 @@ def _load_adapter(name: str, config: Path, options: _Options) -> LoadedModel:
         tokenizer = _load_tokenizer(name, options)
     try:
         adapted = PeftModel.from_pretrained(model, name, revision=options.revision)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _READ_ERRORS as error:
         raise _unusable(name, error) from error
     return LoadedModel(adapted, tokenizer)
 
@@ -197,7 +200,7 @@ def _load_plain(name: str, options: _Options, *, tokenizer: bool = True) -> Load
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _READ_ERRORS as error:
         raise _unusable(name, error) from error
     # transformers fills what a checkpoint lacks with random numbers and only logs it.
     if missing := sorted(report["missing_keys"]):
@@ -211,7 +214,7 @@ def _load_tokenizer(name: str, options: _Options) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(
             name, revision=options.revision, trust_remote_code=options.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except _READ_ERRORS as error:
         raise _unusable(name, error) from error
 
 

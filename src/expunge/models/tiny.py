@@ -37,6 +37,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
+        min_frequency=2,  # a word seen once stays in pieces, so no token stands for one name
         special_tokens=[AddedToken(token, special=True) for token in (PAD, EOS, BOS)],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

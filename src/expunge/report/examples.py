@@ -36,7 +36,10 @@ _SHOWN = para(
 def _card(dataset: str, name: str, by_model: dict[str, ExampleView], show_text: bool) -> str:
     """Return one example: question, true answer, and a line per model."""
     first = next(iter(by_model.values()))
-    rows = [("Question", first.prompt, None), ("True answer", first.target, None)]
+    rows: list[tuple[str, str | None, float | None]] = [
+        ("Question", first.prompt, None),
+        ("True answer", first.target, None),
+    ]
     rows.append(("Before", first.before, first.overlap.get("before")))
     rows.append(("Reference", first.reference, first.overlap.get("reference")))
     for model, example in by_model.items():

@@ -144,9 +144,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputDataError("missing file", field=path.name, value=str(path.parent), remedy="Give a run folder") from error
+        raise InputDataError(
+            "missing file", field=path.name, value=str(path.parent), remedy="Give a run folder"
+        ) from error
     except json.JSONDecodeError as error:
-        raise InputDataError("not JSON", field=path.name, value=str(error), remedy="Run again, or restore it") from error
+        raise InputDataError(
+            "not JSON", field=path.name, value=str(error), remedy="Run again, or restore it"
+        ) from error
     if not isinstance(document, dict):
         raise InputDataError("not a JSON object", field=path.name, value=type(document).__name__)
     return document
@@ -188,7 +192,9 @@ def _add_examples(models: dict[str, ModelView], path: Path, own: str) -> None:
     by_model = document if isinstance(document, dict) else {own: document}
     for name, items in by_model.items():
         if name not in models:
-            raise InputDataError("examples of no known model", field=path.name, value=name, remedy=f"Known: {list(models)}")
+            raise InputDataError(
+                "examples of no known model", field=path.name, value=name, remedy=f"Known: {list(models)}"
+            )
         models[name] = replace(models[name], examples=tuple(_example(item, path) for item in items))
 
 
@@ -212,7 +218,9 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         rows.append(("Model", f"{model['path']}{size}{digest}"))
     for name, entry in (run.get("data") or {}).items():
         digest = f", digest {str(entry['digest'])[:12]}" if entry.get("digest") else ""
-        rows.append((f"{name.replace('_', ' ').capitalize()} set", f"{entry.get('n', 'unknown number of')} examples{digest}"))
+        rows.append(
+            (f"{name.replace('_', ' ').capitalize()} set", f"{entry.get('n', 'unknown number of')} examples{digest}")
+        )
     return tuple(rows)
 
 

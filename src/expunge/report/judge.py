@@ -70,11 +70,15 @@ def judge(name: str, estimate: EstimateDict | None, to: Anchor | None) -> Judgem
     """Compare an estimate with its anchor.
 
     For a `reference` metric both sides count alike. For `higher` and `lower` only the worse side counts. Green needs
-    a small gap, red a large one that the intervals do not explain; what lies between is amber.
+    a small gap, red a large one that the intervals do not explain; what lies between is amber. A metric without a
+    scale, or a share outside 0..1, gets no colour.
     """
     if estimate is None or estimate.get("value") is None or to is None:
         return NONE
     value, words = estimate["value"], describe(name)
+    shares = max(abs(value), abs(to.value)) <= 1
+    if words.scale is None or (words.scale == 1 and not shares):
+        return NONE
     side = "above" if value > to.value else "below"
     better = {"higher": "above", "lower": "below"}.get(str(estimate.get("direction")))
     if better is not None and (side == better or value == to.value):

@@ -33,7 +33,8 @@ class Term:
 
     `known` is +1 where a larger value means that more is known of the set, -1 where it means less, 0 where neither
     holds. `neutral` is the value that needs no reference model (one half for an AUC). `scale` is the width of the
-    range that closeness is judged on: 1 for shares and probabilities, 100 for percentages.
+    range that closeness is judged on: 1 for shares and probabilities, 100 for percentages, None where a plain gap
+    says nothing (p-values, lengths).
     """
 
     phrase: str
@@ -41,24 +42,26 @@ class Term:
     group: str = ""
     known: int = 0
     neutral: float | None = None
-    scale: float = 1.0
+    scale: float | None = 1.0
 
 
 _AUC = "How often a forget-set item looks more familiar than an unseen one; one half is chance level."
 _TERMS: dict[str, Term] = {
     "probability": Term("answer probability", "How likely the true answer is, per token (geometric mean).", known=1),
-    "rouge": Term("answer overlap", "Share of the true answer that the model's own answer contains (ROUGE-L).", known=1),
-    "truth_ratio": Term("truth ratio", "How plausible wrong answers fare against the true one.", known=-1),
+    "rouge": Term("answer overlap", "Share of the true answer that the generated answer contains (ROUGE-L).", known=1),
+    "truth_ratio": Term("truth ratio", "How plausible wrong answers fare against the true one."),
     "extraction_strength": Term(
         "extraction strength", "Share of the answer that comes out word for word once its start is given.", known=1
     ),
     "exact_memorisation": Term(
         "exact memorisation", "Share of answer tokens that are the model's first choice.", known=1
     ),
+    "verbmem": Term("verbatim overlap", "How much of the true continuation is written out (ROUGE-L).", known=1),
+    "knowmem": Term("knowledge overlap", "How much of the true answer is given to a question (ROUGE-L).", known=1),
     "accuracy": Term("accuracy", "Share of questions answered correctly.", known=1),
-    "perplexity": Term("perplexity", "How surprised the model is by the text; high is surprised.", known=-1),
+    "perplexity": Term("perplexity", "How surprised the model is by the text; high is surprised.", scale=None),
     "forget_quality": Term(
-        "forget quality", "p-value: could these truth ratios come from the reference? Small means no.", "Forgetting"
+        "forget quality", "p-value: could these truth ratios come from the reference? Small means no.", "Forgetting", scale=None
     ),
     "model_utility": Term(
         "model utility", "Harmonic mean of nine scores on data that should stay; one zero makes it zero.", "Utility"
@@ -69,16 +72,16 @@ _TERMS: dict[str, Term] = {
     "tpr": Term("membership hits", "Share of forget-set items found at a small false-alarm rate.", "Membership",
                 known=1),
     "epsilon": Term("empirical epsilon", "A lower bound on what canaries give away; never an upper bound.",
-                    "Membership"),
+                    "Membership", scale=None),
     "refusal_rate": Term("refusal rate", "Share of answers that decline.", "Behaviour"),
     "hallucination_rate": Term("invented answers", "Share of answers that are neither true nor a refusal.",
                                "Behaviour"),
     "leak_rate": Term("leak rate", "Share of answers that give the truth away.", "Behaviour"),
-    "fluency": Term("fluency", "How varied the generated words are.", "Behaviour"),
+    "fluency": Term("fluency", "How varied the generated words are.", "Behaviour", scale=None),
     "repetition": Term("repetition", "Share of generated text that repeats itself.", "Behaviour"),
     "gibberish": Term("gibberish", "Share of answers that are not language.", "Behaviour"),
     "finished_rate": Term("finished answers", "Share of answers that end by themselves.", "Behaviour"),
-    "length": Term("answer length", "Mean length of the generated answers.", "Behaviour", scale=100.0),
+    "length": Term("answer length", "Mean length of the generated answers.", "Behaviour", scale=None),
 }  # fmt: skip
 _SCORES = {"min_k_plus_plus": "Min-K%++", "min_k_pp": "Min-K%++", "min_k": "Min-K%", "mink": "Min-K%", "zlib": "zlib",
            "loss": "loss", "lowercase": "lowercase", "gradnorm": "gradient norm"}  # fmt: skip
@@ -94,7 +97,7 @@ class Words:
     means: str
     known: int
     neutral: float | None
-    scale: float
+    scale: float | None
 
 
 def _term(name: str, suffix: str) -> Term:

@@ -21,8 +21,9 @@ def page(view: ReportView, show_examples: bool) -> str:
     parts = [(slug, title, body) for slug, title, body in _sections(view, show_examples) if body]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><meta name="color-scheme" content="light dark">'
-        f'<meta name="robots" content="noindex"><title>{escape(view.title)}</title><style>{CSS}</style>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
+        f"<title>{escape(view.title)}</title><style>{CSS}</style>"
     )
     body = tag("a", "Skip to the report", "skip", {"href": "#main"}) + _bar()
     body += tag("div", _contents(parts) + tag("main", _header(view) + _articles(parts), "", {"id": "main"}), "layout")
@@ -77,7 +78,9 @@ def _header(view: ReportView) -> str:
     alarm = tag("div", para("Far from the reference", "alarmhead") + _list(far), "alarmbox") if far else ""
     missing = not_tested(view)
     untested = tag("p", tag("strong", "Not tested: ") + escape(listed(missing)) + ".", "nottested") if missing else ""
-    return tag("header", _banner(view) + tag("h1", escape(view.title)) + _facts(view) + lead + claims + alarm + untested)
+    return tag(
+        "header", _banner(view) + tag("h1", escape(view.title)) + _facts(view) + lead + claims + alarm + untested
+    )
 
 
 def _list(items: list[str]) -> str:
@@ -115,6 +118,9 @@ def _facts(view: ReportView) -> str:
 
 
 def _footer(view: ReportView) -> str:
-    schemas = [f"report schema {REPORT_SCHEMA}", *(f"{name} schema {version}" for name, version in view.schemas.items())]
+    schemas = [
+        f"report schema {REPORT_SCHEMA}",
+        *(f"{name} schema {version}" for name, version in view.schemas.items()),
+    ]
     words = " · ".join(schemas) + " · this file is complete: it loads nothing and sends nothing"
     return tag("footer", para(words))

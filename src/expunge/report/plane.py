@@ -105,7 +105,7 @@ def _cost(box: Box, reach: float, dots: list[Dot], taken: list[Box], frame: Box)
     return 20 * (area - inside) + 8 * sum(box.shared(other) for other in taken) + 3 * over_dots + 2.0 * reach
 
 
-def plane(view: ReportView, x_name: str, width: float = 720, height: float = 470) -> str:
+def plane(view: ReportView, x_name: str, width: float = 880, height: float = 520) -> str:
     """Return the plane of all models that have both numbers ("" for fewer than two)."""
     shown = {n: m for n, m in view.models.items() if m.value(x_name) is not None and m.value(UTILITY) is not None}
     if len(shown) < 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from expunge.report.judge import Anchor, anchor, bounds
@@ -121,7 +122,10 @@ def _panel(title: str, series: list[Series], reference: float | None, width: flo
     last = max(x for x, _ in every)
     right = width - 8 - max(text_width(name, 12) for name, _, _ in series)
     x, y = Scale(0, max(last, 1), 44, right), Scale(low, high, height - 30, 34)
-    parts = [axis_left(y, 44, ticks(low, high, 4), title, right), axis_bottom(x, height - 30, ticks(0, max(last, 1), 4))]
+    parts = [
+        axis_left(y, 44, ticks(low, high, 4), title, right),
+        axis_bottom(x, height - 30, ticks(0, max(last, 1), 4)),
+    ]
     if reference is not None:
         parts.append(line(44, y(reference), right, y(reference), "refline"))
     ends = spread([y(points[-1][1]) for _, _, points in series], 13)
@@ -140,7 +144,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     """Push labels apart until neighbours are at least `gap` apart, keeping their order and their middle."""
     order = sorted(range(len(places)), key=lambda i: (places[i], i))
     out = list(places)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         out[after] = max(out[after], out[before] + gap)
     shift = (sum(out) - sum(places)) / len(places) if places else 0.0
     return [place - shift for place in out]

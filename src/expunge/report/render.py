@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from expunge.claims import MISMATCHES, SENTENCES
+from expunge.claims import MISMATCHES
 from expunge.report.metrics import key_metrics
 from expunge.report.page import page
 from expunge.report.tables import markdown_table
@@ -43,30 +43,33 @@ def render_markdown_table(models: Mapping[str, ModelView], metrics: Sequence[str
 
 def model_card_section(view: ReportView) -> str:
     """Return the "Data removal" section of a model card in Markdown: date, method, evidence, known limits."""
-    out = ["## Data removal", ""]
-    quotes = []
-    if view.run.get("started"):
-        out.append(f"- **Date:** {view.run['started']}")
-    for name, model in view.changed.items():
-        title = model.method.get("title", name) if model.method else name
-        out.append(f"- **Method:** {title}" + (f", kind of claim: {model.claim}" if model.claim else ""))
-        if model.method and model.method.get("paper"):
-            out.append(f"- **Source:** PAPER-{len(quotes)}-PAPER")
-            quotes.append(f"{model.method['paper']} ({model.method.get('year', 'no year')})")
-    out += [f"- **{label}:** {text}" for label, text in view.what_was_asked]
-    out += ["", "### Evidence", "", *measured_sentences(view), ""]
+    lines = [*_card_facts(view), "", "### Evidence", "", *measured_sentences(view), ""]
     if view.measured:
-        out += [markdown_table(view.models, key_metrics(view)), ""]
-    out += ["### Known limits", ""]
-    out += [f"- {sentence}" for _, sentence in claim_sentences(view)]
-    out += [f"- Far from the reference: {text}." for text in far_sentences(view)]
+        lines += [markdown_table(view.models, key_metrics(view)), ""]
+    lines += ["### Known limits", "", *(f"- {sentence}" for _, sentence in claim_sentences(view))]
+    lines += [f"- Far from the reference: {text}." for text in far_sentences(view)]
     missing = not_tested(view)
-    out += [f"- Attacks not tested: {listed(missing)}."] if missing else []
-    out += [f"- {tried_sentence(view)}", *(f"- {text}" for text in MISMATCHES), ""]
-    text = check("\n".join(out))
-    for index, words in enumerate(quotes):
-        text = text.replace(f"PAPER-{index}-PAPER", words)
-    return text
+    lines += [f"- Attacks not tested: {listed(missing)}."] if missing else []
+    lines += [f"- {tried_sentence(view)}", *(f"- {text}" for text in MISMATCHES), ""]
+    check("\n".join(line for line in lines if not line.startswith(_SOURCE)))
+    return "\n".join(lines)
 
 
-__all__ = ["SENTENCES", "model_card_section", "render", "render_markdown_table", "write_report"]
+_SOURCE = "- **Source:** "
+
+
+def _card_facts(view: ReportView) -> list[str]:
+    """List date, methods with their sources, and what was asked."""
+    lines = ["## Data removal", ""]
+    if view.run.get("started"):
+        lines.append(f"- **Date:** {view.run['started']}")
+    for name, model in view.changed.items():
+        card = model.method or {}
+        claim = model.claim or view.claim
+        lines.append(f"- **Method:** {card.get('title', name)}" + (f"; kind of claim: {claim}" if claim else ""))
+        if card.get("paper"):
+            lines.append(f"{_SOURCE}{card['paper']} ({card.get('year', 'year not recorded')})")
+    return lines + [f"- **{label}:** {text}" for label, text in view.what_was_asked]
+
+
+__all__ = ["model_card_section", "render", "render_markdown_table", "write_report"]

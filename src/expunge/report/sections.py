@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge.claims import MISMATCHES, SENTENCES, ClaimKind
 from expunge.report.judge import CLOSE, OFF, anchor, judge
-from expunge.report.markup import bullets, details, para, pairs, quote, tag
+from expunge.report.markup import bullets, details, pairs, para, quote, tag
 from expunge.report.metrics import describe, direction, key_metrics, plane_metric
 from expunge.report.plane import plane
 from expunge.report.plots import forest, relearning, strip, trajectory

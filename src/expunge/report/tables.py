@@ -54,12 +54,14 @@ def _cell(view: ReportView, name: str, model: ModelView, notes: Footnotes) -> st
         reason = NOT_THERE if estimate is None else str(estimate.get("reason") or "no reason recorded")
         return tag("td", notes.dash(reason), "null")
     verdict = judge(name, estimate, anchor(view, name)) if model in view.changed.values() else judge(name, None, None)
-    mark = tag("span", verdict.mark, "jmark", {"title": verdict.words, "aria-hidden": "true"}) if verdict.mark else ""
+    mark = tag("span", verdict.mark, "jmark", {"aria-hidden": "true"}) if verdict.mark else ""
     words = hidden(f", {verdict.words}") if verdict.words else ""
+    tip = {"title": verdict.words} if verdict.words else None
+    pill = tag("span", number(estimate["value"]) + mark, f"pill j-{verdict.level}", tip)
     bounds = interval(estimate)
     small = tag("small", escape(bounds)) if bounds else ""
     more = {"data-value": repr(float(estimate["value"]))}
-    return tag("td", tag("span", number(estimate["value"]), "num") + mark + words + small, f"j-{verdict.level}", more)
+    return tag("td", pill + words + small, "", more)
 
 
 def _counts(view: ReportView, name: str) -> str:
@@ -73,13 +75,19 @@ def _row(view: ReportView, name: str, notes: Footnotes) -> str:
     arrow, meaning = ARROWS.get(direction(view, name), ARROWS[""])
     variants = sorted({str(m.metrics[name].get("compat", "fixed")) for m in view.models.values() if name in m.metrics})
     kind = "".join(tag("small", f"variant: {escape(v)}", "variant") for v in variants if v != "fixed")
-    button = tag("button", "sort", "sort", {"type": "button", "aria-label": f"Sort models by {words.title}"})
+    button = tag("button", "⇅", "sort", {"type": "button", "aria-label": f"Sort models by {words.title}"})
     head = tag("span", arrow, "arrow", {"title": meaning, "aria-hidden": "true"}) + hidden(f"({meaning})")
     about = tag("small", escape(words.means), "means") if words.means else ""
-    title = tag("span", escape(words.title), "mtitle") + " " + head + button + kind + about
+    start, _, end = words.title.rpartition(" ")
+    last = tag("span", tag("span", escape(end), "mtitle") + " " + head + button, "nowrap")
+    title = tag("span", escape(start), "mtitle") + " " + last + kind + about
     first = tag("th", title, "", {"scope": "row", "title": name})
     cells = "".join(_cell(view, name, model, notes) for model in view.models.values())
     return tag("tr", first + tag("td", _counts(view, name), "n") + cells)
+
+
+def _role(name: str, model: ModelView) -> str:
+    return tag("small", escape(model.role)) if model.role != name else tag("small", "&nbsp;")
 
 
 def metrics_table(view: ReportView) -> str:
@@ -88,7 +96,7 @@ def metrics_table(view: ReportView) -> str:
     if not names:
         return ""
     columns = "".join(
-        tag("th", swatch(view, key) + tag("span", escape(key)) + tag("small", escape(model.role)), "", {"scope": "col"})
+        tag("th", tag("span", swatch(view, key) + escape(key), "nowrap") + _role(key, model), "", {"scope": "col"})
         for key, model in view.models.items()
     )
     header = tag("thead", tag("tr", tag("th", "Metric", "", {"scope": "col"}) + tag("th", "n", "n") + columns))
@@ -96,9 +104,9 @@ def metrics_table(view: ReportView) -> str:
     for title, about in GROUPS.items():
         rows = "".join(_row(view, name, notes) for name in names if describe(name).group == title)
         if rows:
-            head = tag("th", escape(title) + tag("small", escape(about)), "", {"scope": "rowgroup"})
-            filler = tag("td", "", "", {"colspan": str(len(view.models) + 1)})
-            body += tag("tbody", tag("tr", head + filler, "group") + rows)
+            words = tag("span", escape(title) + tag("small", escape(about)), "stay")
+            head = tag("th", words, "", {"scope": "rowgroup", "colspan": str(len(view.models) + 2)})
+            body += tag("tbody", tag("tr", head, "group") + rows)
     table = tag("table", header + body, "metrics")
     return LEGEND + scroll(table, "All metrics, scrolls sideways") + notes.notes()
 

@@ -77,22 +77,36 @@ def measured_sentences(view: ReportView) -> list[str]:
     if len(subjects) == 1:
         model = next(iter(subjects.values()))
         return [_one(view, model, name) for name in lead_metrics(view)]
-    count = f"{len(subjects)} models that were changed by different runs are compared here."
-    return [count, *(_many(view, name) for name in lead_metrics(view))]
+    close = list(dict.fromkeys(name for name in (nearest(view, metric) for metric in lead_metrics(view)) if name))
+    split = [f"No model is nearest on both: {listed(close)}."] if len(close) > 1 else []
+    compared = f"Compared here: {listed(list(subjects))}."
+    return [compared, *(_many(view, name) for name in lead_metrics(view)), *split]
 
 
 def far_sentences(view: ReportView) -> list[str]:
-    """Name the metrics that are far from the reference, per model: the part of a verdict nobody should miss."""
+    """Name what is far from the reference: the metrics of a single model, the groups of each of several."""
     out = []
     for model_name, model in view.changed.items():
-        far = {}
-        for name in metric_names(view):
-            verdict = judge(name, model.metrics.get(name), anchor(view, name))
-            if verdict.level == "bad":
-                far[describe(name).title] = verdict.words
-        if far:
-            out.append(f"{model_name}: " + "; ".join(f"{title} ({words})" for title, words in far.items()))
+        found = {
+            name: verdict.words
+            for name in metric_names(view)
+            if (verdict := judge(name, model.metrics.get(name), anchor(view, name))).level == "bad"
+        }
+        said = _by_group(found) if len(view.changed) > 1 else {describe(n).title: words for n, words in found.items()}
+        if said:
+            out.append(f"{model_name}: " + "; ".join(f"{title} ({words})" for title, words in said.items()))
     return out
+
+
+def _by_group(found: dict[str, str]) -> dict[str, str]:
+    """Gather words by group; where some say over- or under-unlearned, only those are kept."""
+    groups: dict[str, dict[str, None]] = {}
+    for name, words in found.items():
+        groups.setdefault(describe(name).group, {})[words.rpartition(": ")[2]] = None
+    return {
+        title: ", ".join([words for words in said if "unlearned" in words] or list(said))
+        for title, said in groups.items()
+    }
 
 
 def not_tested(view: ReportView) -> list[str]:
@@ -107,4 +121,6 @@ def tried_sentence(view: ReportView) -> str:
         return "The number of runs tried before this one was not recorded."
     if tried <= 1:
         return "One run was tried; nothing was selected."
-    return f"{tried} runs were tried. Choosing one of several by its scores makes those scores look better than they are."
+    return (
+        f"{tried} runs were tried. Choosing one of several by its scores makes those scores look better than they are."
+    )

@@ -22,14 +22,15 @@ _SETTING_WORDS = {
 }  # fmt: skip
 
 
-def number(value: float) -> str:
-    """Format one number for people: three decimals below one, powers of ten when tiny or huge."""
+def number(value: float, like: float | None = None) -> str:
+    """Format one number for people, with as many decimals as `like` gets; powers of ten when tiny or huge."""
     if not math.isfinite(value):
         raise ValueError(f"a report cannot show {value}")
     size = abs(value)
     if size and (size < 0.0005 or size >= 1e6):
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
+    size = size if like is None else max(abs(like), 0.001)
     decimals = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
     return f"{value:,.{decimals}f}".replace("-", "−").replace(",", "\u202f")
 
@@ -37,7 +38,11 @@ def number(value: float) -> str:
 def interval(estimate: EstimateDict) -> str:
     """Format the interval of an estimate, "" where it has none."""
     low, high = estimate.get("ci_low"), estimate.get("ci_high")
-    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    if low is None or high is None:
+        return ""
+    like = max(abs(low), abs(high))
+    dash = "–" if low >= 0 else " to "
+    return f"{number(low, like)}{dash}{number(high, like)}"
 
 
 def duration(seconds: float) -> str:
@@ -80,7 +85,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_sentence(settings: Mapping[str, Any]) -> str:
     """Say the settings that matter most in one sentence ("" where none is known)."""
-    said = {}
+    said: dict[str, str] = {}
     for dotted, value in flat(settings).items():
         words = _SETTING_WORDS.get(dotted.rpartition(".")[2])
         if words and value is not None:

@@ -9,6 +9,7 @@ Shape suffixes: B batch rows, T tokens, D hidden width, V vocabulary, N selected
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,9 +72,7 @@ class Head(nn.Module):
         if projection is None:
             raise ValueError(f"{type(base).__name__} has no output embedding")
         if frozen:
-            copy = nn.Linear(projection.in_features, projection.out_features, bias=projection.bias is not None)
-            copy.load_state_dict({k: v.detach().clone().float() for k, v in projection.state_dict().items()})
-            projection = copy.to(device=next(base.parameters()).device).requires_grad_(False)
+            projection = copy.deepcopy(projection).float().requires_grad_(False)
         config = base.config.get_text_config()
         self.projection = projection
         self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)

@@ -150,7 +150,7 @@ class Trainer:
                 parts = self._task.losses(scorer, micro, counts)
                 loss: Tensor = torch.stack(list(parts.values())).sum()
             if not bool(torch.isfinite(loss)):
-                self._diverge("loss", float(loss))
+                self._diverge("loss", float(loss.detach()))
             # Distributed wrappers average gradients over processes; the shares must be summed.
             self._accelerator.backward(loss * world)
             for name, part in parts.items():
