@@ -42,8 +42,11 @@ MISMATCHES: tuple[str, ...] = (
 ATTACKS: tuple[str, ...] = ("relearning", "quantisation", "probing", "prompt attacks", "pruning", "interpolation")
 
 _FORBIDDEN: tuple[tuple[str, str], ...] = (
-    (r"\b(data|knowledge|information|record|text|it)\s+(is|are|was|were|has been|have been)\s+"
-     r"(fully |completely |successfully )?(deleted|removed|forgotten|erased)\b", "claims removal"),
+    (
+        r"\b(data|knowledge|information|record|text|it)\s+(is|are|was|were|has been|have been)\s+"
+        r"(fully |completely |successfully )?(deleted|removed|forgotten|erased)\b",
+        "claims removal",
+    ),
     (r"\b(certified|proved|proven|provably)\s+unlearn", "claims certified unlearning"),
     (r"\bnot a member\b", "claims non-membership"),
     (r"\bepsilon\s+is\s+at\s+most\b", "states an upper bound on epsilon from a test"),

@@ -22,8 +22,8 @@ from expunge.models.config import ModelConfig
 from expunge.training.config import TrainingConfig
 
 
-class Recipe(BaseModel):
-    """One run, resolved: every value that matters is written down."""
+class _Resolved(BaseModel):
+    """A recipe with every value that matters written down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,10 +31,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, description="seed of every random choice")
     model: ModelConfig
     data: DataConfig
-    method: SerializeAsAny[MethodConfig]
     training: TrainingConfig
-    audit: AuditConfig
-    policy: Policy
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved recipe as JSON values."""
@@ -54,6 +51,31 @@ class Recipe(BaseModel):
     def folder_name(self) -> str:
         """Name of the run's folder: name and the first eight characters of the hash."""
         return f"{self.name}-{self.hash[:8]}"
+
+
+class Recipe(_Resolved):
+    """One unlearning run."""
+
+    method: SerializeAsAny[MethodConfig]
+    audit: AuditConfig
+    policy: Policy
+
+
+class TrainRecipe(_Resolved):
+    """Plain fine-tuning: how targets and references are made."""
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any]) -> TrainRecipe:
+        """Return the typed recipe for nested settings.
+
+        Raises:
+            RecipeError: for an unknown or missing key, or a value out of range.
+        """
+        values = {**settings, **{key: _section(settings, key) for key in ("model", "data", "training")}}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise recipe_error(error, "", cls) from None
 
 
 def build_recipe(settings: Mapping[str, Any]) -> Recipe:

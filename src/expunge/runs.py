@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import ExpungeError, RecipeError
+from expunge.errors import ExpungeError, Interrupted, RecipeError
 
 RUN_VERSION = 1
 
@@ -106,6 +107,19 @@ class RunFolder:
     def start(self, values: Mapping[str, Any]) -> None:
         """Write the first state of a run."""
         self.update({"status": "running", "started": datetime.now(UTC).isoformat(timespec="seconds"), **values})
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep `run.json` true whatever happens inside: it ends as finished, interrupted or failed."""
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt) as error:
+            self.finish("interrupted", error)
+            raise
+        except BaseException as error:
+            self.finish("failed", error)
+            raise
+        self.finish("finished")
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the last state: `finished`, `failed` or `interrupted`, with the error if there was one."""

@@ -54,7 +54,9 @@ def test_auc_and_tpr_match_slow_oracles_with_ties(seed):
     member, nonmember = rng.integers(0, 6, rng.integers(1, 15)), rng.integers(-1, 5, rng.integers(1, 15))
     assert st.auc(member, nonmember) == pytest.approx(slow_auc(member, nonmember), abs=1e-12)
     for fpr in (0.0, 0.1, 0.25, 0.5, 1.0):
-        assert st.true_positives(member, nonmember, fpr) / len(member) == pytest.approx(slow_tpr(member, nonmember, fpr))
+        assert st.true_positives(member, nonmember, fpr) / len(member) == pytest.approx(
+            slow_tpr(member, nonmember, fpr)
+        )
 
 
 def test_all_ties_are_one_half_and_complement_holds():
@@ -66,7 +68,7 @@ def test_all_ties_are_one_half_and_complement_holds():
 
 def test_infinite_scores_rank_and_nan_is_named():
     assert st.auc([np.inf, 0.0], [-np.inf]) == 1.0
-    with pytest.raises(ValueError, match="number 1.*not a number"):
+    with pytest.raises(ValueError, match=r"number 1.*not a number"):
         st.auc([0.0, np.nan], [1.0])
     with pytest.raises(ValueError, match="'q7' is not a number"):
         st.checked([1.0, np.nan], "loss", ["q1", "q7"])
@@ -98,7 +100,9 @@ def slow_replicates(draws, clusters, function):
     members = {label: [i for i, c in enumerate(clusters) if c == label] for label in draws.labels}
     out = []
     for row in draws.counts:
-        picked = [i for label, times in zip(draws.labels, row, strict=True) for _ in range(times) for i in members[label]]
+        picked = [
+            i for label, times in zip(draws.labels, row, strict=True) for _ in range(times) for i in members[label]
+        ]
         out.append(function(picked))
     return np.array(out)
 

@@ -57,8 +57,7 @@ def estimate(value: float | None, half: float, direction: str, n: int = 300, rea
     if value is None:
         return {"value": None, "ci_low": None, "ci_high": None, "n": 0, "direction": direction,
                 "reference": "reference", "compat": "fixed", "reason": reason}  # fmt: skip
-    top = 1.0 if abs(value) <= 1 else 120.0
-    low, high = max(value - half, 0.0 if abs(value) <= 1 else -120.0), min(value + half, top)
+    low, high = (value - half, value + half) if half > 1 else (max(value - half, 0.0), min(value + half, 1.0))
     return {"value": value, "ci_low": low, "ci_high": high, "n": n, "direction": direction, "reference": None,
             "compat": "fixed"}  # fmt: skip
 
@@ -67,7 +66,7 @@ def metrics(name: str) -> dict[str, Any]:
     """Return the metrics of one model."""
     out = {}
     for (metric, direction, spread), value in zip(_NAMES, _VALUES[name], strict=True):
-        noise = spread * (0.035 if metric.endswith("privleak") else 0.09 * math.sqrt(abs(value * (1 - value))) + 0.01)
+        noise = spread * (0.06 if metric.endswith("privleak") else 0.09 * math.sqrt(abs(value * (1 - value))) + 0.01)
         out[metric] = estimate(value, noise, direction)
     quality = {"ga": -89.2, "grad_diff": -41.7, "npo": -0.377, "simnpo": -4.61, "idk": -12.3, "reference": 0.0}
     if name == "target":

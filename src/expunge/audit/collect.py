@@ -74,7 +74,7 @@ def collect(
     sets = {name: list(examples)[: config.limit] for name, examples in sets.items()}
     protocol = protocol or default_protocol(sets)
     pairs = [pair for name, examples in sets.items() for pair in _pairs(name, examples, encoder, config)]
-    kept = {(pair.set, pair.id) for pair in pairs}
+    kept = {(pair.set, pair.id, pair.variant) for pair in pairs}
     prompts = [p for name in sets for p in _prompts(name, sets[name], encoder, protocol, kept) if config.generate]
     started = time.perf_counter()
     scores = _score_once(model, encoder, [pair.encoded for pair in pairs], config, progress)
@@ -123,15 +123,16 @@ def _variants(example: Example, config: AuditConfig) -> list[tuple[str, int, Var
 
 
 def _prompts(
-    name: str, examples: Sequence[Example], encoder: Encoder, protocol: Protocol, kept: set[tuple[str, str]]
+    name: str, examples: Sequence[Example], encoder: Encoder, protocol: Protocol, kept: set[tuple[str, str, str]]
 ) -> list[_Prompt]:
-    """Return every prompt to continue in a set; examples that the encoder left out are left out here too."""
+    """Return every prompt to continue in a set; what the encoder left out (`kept` lacks it) is left out here too."""
     out = []
     for example in examples:
-        if example.kind == "text" or (name, example.id) not in kept:
+        if example.kind == "text":
             continue
-        out.append(_Prompt(name, example, "question", encoder.prompt_ids(example)))
-        if example.paraphrased_prompt is not None and name in protocol.sets("forget"):
+        if (name, example.id, "answer") in kept:
+            out.append(_Prompt(name, example, "question", encoder.prompt_ids(example)))
+        if name in protocol.sets("forget") and (name, example.id, "paraphrased_question") in kept:
             ids = encoder.prompt_ids(example, prompt=example.paraphrased_prompt)
             out.append(_Prompt(name, example, "paraphrase", ids))
     return out

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +27,14 @@ class Bound(BaseModel):
         return self
 
 
+class Verdict(NamedTuple):
+    """One limit: its text, the number held against it (None if there is none), and whether it is met."""
+
+    rule: str
+    measured: float | None
+    met: bool
+
+
 class Policy(BaseModel):
     """Named, versioned thresholds. An audit that misses one exits with code 3."""
 
@@ -35,20 +44,22 @@ class Policy(BaseModel):
     version: str = Field("1", description="version of the policy")
     bounds: dict[str, Bound] = Field(default_factory=dict, description="limits by metric name")
 
-    def violations(self, metrics: Mapping[str, Estimate]) -> list[str]:
-        """Return one sentence per bound that is not met; a metric without a number never meets its bound."""
+    def check(self, metrics: Mapping[str, Estimate]) -> list[Verdict]:
+        """Return one verdict per limit; a metric without a number never meets its limit."""
         found = []
         for name, bound in self.bounds.items():
-            estimate = metrics.get(name)
-            if estimate is None or estimate.value is None:
-                why = "was not computed" if estimate is None else estimate.reason
-                found.append(f"{name}: no number ({why})")
-                continue
-            low, high = estimate.value, estimate.value
-            if bound.whole_interval and estimate.ci_low is not None and estimate.ci_high is not None:
-                low, high = estimate.ci_low, estimate.ci_high
-            if bound.min is not None and low < bound.min:
-                found.append(f"{name}: {low:.4g} is below the minimum {bound.min:.4g}")
-            if bound.max is not None and high > bound.max:
-                found.append(f"{name}: {high:.4g} is above the maximum {bound.max:.4g}")
+            low, high = _range(metrics.get(name), bound)
+            if bound.min is not None:
+                found.append(Verdict(f"{name} at least {bound.min:g}", low, low is not None and low >= bound.min))
+            if bound.max is not None:
+                found.append(Verdict(f"{name} at most {bound.max:g}", high, high is not None and high <= bound.max))
         return found
+
+
+def _range(estimate: Estimate | None, bound: Bound) -> tuple[float | None, float | None]:
+    """Return the two ends that are held against the limits, or None where there is no number."""
+    if estimate is None or estimate.value is None:
+        return None, None
+    if bound.whole_interval and estimate.ci_low is not None and estimate.ci_high is not None:
+        return estimate.ci_low, estimate.ci_high
+    return estimate.value, estimate.value

@@ -106,10 +106,12 @@ def mean_replicates(sample: Sample) -> Floats:
     """Return the mean in every replicate, [R]; NaN where a replicate drew none of the items."""
     codes, k = sample.codes(), len(sample.draws.labels)
     sums = np.bincount(codes, weights=sample.values, minlength=k)
-    sizes = np.bincount(codes, minlength=k).astype(np.float64)
+    per_cluster = np.stack([sums, np.bincount(codes, minlength=k)], axis=1)
+    # As float64 the product is one matrix multiplication; as integers it would be a slow loop.
+    totals = np.concatenate([block.astype(np.float64) @ per_cluster for block in sample.draws.blocks(k)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        parts = [(block @ sums) / (block @ sizes) for block in sample.draws.blocks(k)]
-    return np.concatenate(parts)
+        result: Floats = totals[:, 0] / totals[:, 1]
+    return result
 
 
 def mean_interval(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TODO"""
+"""Which data, which protocol, which metrics: benchmarks as versioned definitions."""

@@ -16,6 +16,7 @@ class DataConfig(BaseModel):
     forget: str | None = Field(None, description="what the model must stop carrying")
     retain: str | None = Field(None, description="what it must keep, sampled beside the forget set while training")
     holdout: str | None = Field(None, description="never trained on, drawn like the forget set: for membership")
+    train: str | None = Field(None, description="what `expunge train` fine-tunes on")
     extra: dict[str, str] = Field(default_factory=dict, description="further sets to audit, by name")
     evaluate: dict[str, str] = Field(
         default_factory=dict, description="audit another source for a set than the one trained on, by set name"

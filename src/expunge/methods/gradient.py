@@ -224,7 +224,8 @@ def choose_parameters(model: nn.Module, training: TrainingConfig, seed: int) -> 
     if training.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return add_lora(model, training.lora)
+            adapted: nn.Module = add_lora(model, training.lora)
+            return adapted
     names = [name for name, _ in model.named_parameters()]
     if training.trainable:
         names = select_parameters(model, training.trainable)

@@ -25,12 +25,12 @@ def methods() -> dict[str, Method]:
 
     Raises:
         ValueError: if two methods share a name.
-    """  # noqa: D205
+    """
     import expunge.methods as room
 
     for module in pkgutil.iter_modules(room.__path__):
         import_module(f"{room.__name__}.{module.name}")
-    classes = _concrete(Method)
+    classes = _concrete(Method)  # type: ignore[type-abstract]
     classes += [entry.load() for entry in entry_points(group="expunge.methods")]
     found: dict[str, Method] = {}
     for cls in dict.fromkeys(classes):
@@ -83,7 +83,9 @@ def recipe_error(error: ValidationError, where: str, model: type[Any]) -> Recipe
     first = error.errors()[0]
     path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
     if first["type"] == "extra_forbidden":
-        return RecipeError("no such key", field=path, remedy=nearest(str(first["loc"][-1]), _fields(model, first["loc"])))
+        return RecipeError(
+            "no such key", field=path, remedy=nearest(str(first["loc"][-1]), _fields(model, first["loc"]))
+        )
     return RecipeError(first["msg"][0].lower() + first["msg"][1:], field=path, value=first.get("input"))
 
 

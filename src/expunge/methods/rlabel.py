@@ -51,9 +51,7 @@ class _RandomTerm(ForgetTerm):
 class UniformTerm(_RandomTerm):
     """Labels drawn uniformly from the ordinary tokens, anew each epoch; the input stays as it was."""
 
-    def __init__(
-        self, forget: Sequence[Encoded], reduction: Reduction, seed: int, vocabulary: Sequence[int]
-    ) -> None:
+    def __init__(self, forget: Sequence[Encoded], reduction: Reduction, seed: int, vocabulary: Sequence[int]) -> None:
         super().__init__(forget, reduction, seed)
         self._vocabulary = np.asarray(vocabulary)
 

@@ -16,7 +16,8 @@ class ModelConfig(BaseModel):
     path: str = Field(description="model to change: a folder or a hub id")
     base: str | None = Field(None, description="model that never saw the data; methods that retrain start from it")
     reference: str | None = Field(
-        None, description="model retrained without the data, or the records of its audit: what the result is held against"
+        None,
+        description="model retrained without the data, or records of its audit: what the result is held against",
     )
     revision: str | None = Field(None, description="branch, tag or commit, for hub ids")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

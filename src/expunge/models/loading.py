@@ -246,3 +246,15 @@ def _unusable(name: str, error: Exception) -> InputDataError:
     return InputDataError(
         f"neither a folder nor a model the hub gives: {error}", field="model", value=name, remedy=remedy
     )
+
+
+def stored_dtype(path_or_id: str, *, revision: str | None = None, trust_remote_code: bool = False) -> str:
+    """Return the type a model's weights are stored in: a key of `DTYPES`, float32 if its config does not say."""
+    from transformers import AutoConfig
+
+    name = _locate(path_or_id)
+    adapter = find_adapter_config_file(name, revision=revision)
+    if adapter is not None:
+        name = str(json.loads(Path(adapter).read_text("utf-8"))["base_model_name_or_path"])
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return next((key for key, dtype in DTYPES.items() if dtype == config.dtype), "float32")

@@ -17,7 +17,7 @@ PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
 MIN_VOCABULARY = 256 + 3
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: Iterable[str], vocab_size: int = 1280) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on the texts.
 
     Every text survives `decode(encode(text))`; no special token is added on its own. Ids 0, 1 and 2 are `<pad>`,
@@ -51,8 +51,8 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
 def build_llama(
     vocab_size: int,
     *,
-    hidden_size: int = 128,
-    layers: int = 4,
+    hidden_size: int = 64,
+    layers: int = 2,
     heads: int = 4,
     intermediate_size: int | None = None,
     context: int = 256,

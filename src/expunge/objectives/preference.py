@@ -24,8 +24,10 @@ def dpo(
     keeps the gradient at the start independent of beta, as in NPO; a plain DPO has factor 1.
 
     Args:
-        chosen_logp_R, rejected_logp_R: summed log-probabilities under the model, nats.
-        reference_chosen_logp_R, reference_rejected_logp_R: the same under the frozen original.
+        chosen_logp_R: summed log-probability of each refusal under the model, nats.
+        rejected_logp_R: the same of each true answer.
+        reference_chosen_logp_R: summed log-probability of each refusal under the frozen original.
+        reference_rejected_logp_R: the same of each true answer.
         beta: inverse temperature, usually 0.1.
 
     Source: Rafailov et al., NeurIPS 2023, eq. 7; factor as in Zhang et al., COLM 2024 (their released code).
@@ -63,3 +65,22 @@ def simnpo(mean_logp_R: Tensor, *, beta: float, gamma: float = 0.0) -> Tensor:
     Source: Fan et al., NeurIPS 2025, "Simplicity Prevails", eq. 4 (arXiv:2410.07163).
     """
     return -(2.0 / beta) * logsigmoid(-beta * mean_logp_R.float() - gamma)
+
+
+def kto(logp_R: Tensor, reference_logp_R: Tensor, reference_point: Tensor, *, beta: float) -> Tensor:
+    """Return the prospect loss of undesired answers, [R]: -(2/beta) log sigma( beta [z0 - (logp - reference)] ).
+
+    At z0 = 0 this is `npo`; a refusal that already gained (z0 > 0) makes the push on the answer weaker.
+
+    Args:
+        logp_R: summed log-probability of each forget answer under the model, nats.
+        reference_logp_R: the same under the frozen original.
+        reference_point: z0, the log-ratio of a refusal between model and original, nats, [R] or a scalar (the papers
+            take its mean over a batch); no gradient flows through it.
+        beta: inverse temperature, usually 0.1.
+
+    Source: Ethayarajh et al., ICML 2024, "KTO" (arXiv:2402.01306), adapted to unlearning with log sigma and factor
+        2/beta by Zhang et al., COLM 2024 (arXiv:2404.05868); their code leaves z0 without beta and adds 1.
+    """
+    gain_R = logp_R - reference_logp_R
+    return -(2.0 / beta) * logsigmoid(beta * (reference_point.detach() - gain_R).float())

@@ -49,7 +49,7 @@ def _card(dataset: str, name: str, by_model: dict[str, ExampleView], show_text: 
     head = tag("span", escape(dataset), "chip") + " " + tag("code", escape(name))
     if show_text:
         return details(head + tag("span", "show text", "hint"), table, style="example")
-    return tag("article", tag("h4", head) + table, "example")
+    return tag("article", tag("h3", head) + table, "example")
 
 
 def _line(label: str, text: str, overlap: float | None, show_text: bool) -> str:

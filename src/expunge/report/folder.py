@@ -53,7 +53,7 @@ def view_from_run(folder: Path) -> ReportView:
     if not audit:
         notes = [*notes, "There is no audit.json: nothing was measured."]
     return ReportView(
-        title=str(run.get("title") or run.get("name") or folder.name),
+        title=_title(run, folder),
         models=models,
         what_was_asked=_asked(run),
         run=run,
@@ -96,7 +96,7 @@ def view_from_audit(
         if name not in models:
             raise InputDataError("a run of no audited model", field="runs", value=name, remedy=f"Known: {list(models)}")
         one = view_from_run(folder)
-        own = next(model for model in one.models.values() if model.trajectory or model.settings or model.method)
+        own = one.models[_own_model(one.models, one.run)]
         models[name] = replace(
             models[name],
             method=own.method or models[name].method,
@@ -140,9 +140,9 @@ def read_trajectory(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, []
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> Any:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputDataError(
             "missing file", field=path.name, value=str(path.parent), remedy="Give a run folder"
@@ -151,6 +151,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputDataError(
             "not JSON", field=path.name, value=str(error), remedy="Run again, or restore it"
         ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = _parse(path)
     if not isinstance(document, dict):
         raise InputDataError("not a JSON object", field=path.name, value=type(document).__name__)
     return document
@@ -188,7 +192,7 @@ def _add_examples(models: dict[str, ModelView], path: Path, own: str) -> None:
     """Attach `examples.json`: a list for the run's own model, or lists by model name."""
     if not path.exists():
         return
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = _parse(path)
     by_model = document if isinstance(document, dict) else {own: document}
     for name, items in by_model.items():
         if name not in models:
@@ -208,12 +212,19 @@ def _example(item: Mapping[str, Any], path: Path) -> ExampleView:
         ) from error  # fmt: skip
 
 
+def _title(run: Mapping[str, Any], folder: Path) -> str:
+    """Join the name of the run with the title of its method."""
+    name, method = str(run.get("name") or folder.name), str((run.get("method") or {}).get("title", ""))
+    return str(run.get("title") or (f"{name}: {method}" if method and method != name else name))
+
+
 def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Say what was asked: the model, the sets with their sizes and digests, the method."""
     rows = []
     model = run.get("model") or {}
     if model.get("path"):
-        size = f", {model['parameters']:,} parameters".replace(",", "\u202f", 3) if model.get("parameters") else ""
+        count = f"{model['parameters']:,}".replace(",", "\u202f") if model.get("parameters") else ""
+        size = f", {count} parameters" if count else ""
         digest = f", digest {str(model['digest'])[:12]}" if model.get("digest") else ""
         rows.append(("Model", f"{model['path']}{size}{digest}"))
     for name, entry in (run.get("data") or {}).items():
@@ -225,9 +236,9 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _attacks(audit: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the attacks that the audit names as run, and relearning where its curve is there."""
-    named = list(audit.get("attacks_run") or ())
-    return tuple(dict.fromkeys([*named, *(audit.get("attacks") or {})]))
+    """Return the attacks that the audit names as run or holds a result of; an empty result does not count."""
+    found = [name for name, result in (audit.get("attacks") or {}).items() if result]
+    return tuple(dict.fromkeys([*(audit.get("attacks_run") or ()), *found]))
 
 
 def _policy(audit: Mapping[str, Any]) -> tuple[PolicyRule, ...]:

@@ -61,7 +61,8 @@ _TERMS: dict[str, Term] = {
     "accuracy": Term("accuracy", "Share of questions answered correctly.", known=1),
     "perplexity": Term("perplexity", "How surprised the model is by the text; high is surprised.", scale=None),
     "forget_quality": Term(
-        "forget quality", "p-value: could these truth ratios come from the reference? Small means no.", "Forgetting", scale=None
+        "forget quality", "p-value: could these truth ratios come from the reference? Small means no.",
+        group="Forgetting", scale=None
     ),
     "model_utility": Term(
         "model utility", "Harmonic mean of nine scores on data that should stay; one zero makes it zero.", "Utility"
@@ -93,6 +94,7 @@ class Words:
     """How one metric is named and explained."""
 
     title: str
+    phrase: str
     group: str
     means: str
     known: int
@@ -138,8 +140,15 @@ def describe(name: str) -> Words:
     phrase = _variant(suffix, term) + term.phrase
     where = _SETS.get(dataset, dataset.replace("_", " ").replace(".", " "))
     title = phrase if not where or where in ("membership", "mia", "behaviour") else f"{where} {phrase}"
-    return Words(title[:1].upper() + title[1:], _group(name, dataset, term), term.means, term.known, term.neutral,
-                 term.scale)  # fmt: skip
+    return Words(
+        title=title[:1].upper() + title[1:],
+        phrase=phrase[:1].upper() + phrase[1:],
+        group=_group(name, dataset, term),
+        means=term.means,
+        known=term.known,
+        neutral=term.neutral,
+        scale=term.scale,
+    )
 
 
 def direction(view: ReportView, name: str) -> str:

@@ -39,7 +39,7 @@ def _sections(view: ReportView, show_examples: bool) -> list[tuple[str, str, str
         ("plane", "Forgetting against utility", sections.the_plane(view)),
         ("metrics", "Everything measured", sections.measured(view)),
         ("intervals", "How sure are the numbers?", sections.intervals(view)),
-        ("training", "How it went", sections.trajectories(view)),
+        ("training", "How training went", sections.trajectories(view)),
         ("examples", "Examples", examples_section(view, show_examples)),
         ("back", "Does it come back?", sections.comes_back(view)),
         ("limits", "What this report cannot show", sections.cannot_show(view)),

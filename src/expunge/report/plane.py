@@ -80,7 +80,11 @@ def place_labels(dots: list[Dot], frame: Box) -> dict[str, tuple[float, float, s
     places: dict[str, tuple[float, float, str]] = {}
     for dot in sorted(dots, key=lambda d: (-crowd[d.name], d.y, d.name)):
         options = _options(dot)
-        costs = [_cost(box, reach, dots, taken, frame) for _, box, reach in options]
+        others = [part for other in dots if other is not dot for part in other.covers]
+        costs = [
+            _cost(box, reach, dots, taken, frame) + (_crossed(dot, box, others) if reach > 20 else 0.0)
+            for _, box, reach in options
+        ]
         place, box, _ = options[costs.index(min(costs))]
         places[dot.name] = place
         taken.append(box)
@@ -103,6 +107,13 @@ def _cost(box: Box, reach: float, dots: list[Dot], taken: list[Box], frame: Box)
     area = (box.right - box.left) * (box.bottom - box.top)
     over_dots = sum(box.shared(part) for dot in dots for part in dot.covers)
     return 20 * (area - inside) + 8 * sum(box.shared(other) for other in taken) + 3 * over_dots + 2.0 * reach
+
+
+def _crossed(dot: Dot, box: Box, others: list[Box]) -> float:
+    """Return what a leader from a dot to its label costs where it runs over another dot or its whiskers."""
+    end_x, end_y = min(max(dot.x, box.left), box.right), min(max(dot.y, box.top), box.bottom)
+    spots = [(dot.x + (end_x - dot.x) * t / 8, dot.y + (end_y - dot.y) * t / 8) for t in range(1, 8)]
+    return 60.0 * sum(p.left <= x <= p.right and p.top <= y <= p.bottom for x, y in spots for p in others)
 
 
 def plane(view: ReportView, x_name: str, width: float = 880, height: float = 520) -> str:
@@ -130,7 +141,7 @@ def plane(view: ReportView, x_name: str, width: float = 880, height: float = 520
 
 
 def _edges(models: dict[str, ModelView], name: str) -> list[float]:
-    out = []
+    out = [0.0] if describe(name).scale == 1 else []
     for model in models.values():
         out += [model.metrics[name]["value"], *bounds(model.metrics[name])]
     return out
@@ -142,7 +153,7 @@ def _neighbourhood(view: ReportView, x_name: str, x: Scale, y: Scale, frame: Box
     if model is None or model.value(x_name) is None or model.value(UTILITY) is None:
         return ""
     cx, cy = model.metrics[x_name]["value"], model.metrics[UTILITY]["value"]
-    half_x, half_y = CLOSE * describe(x_name).scale, CLOSE
+    half_x, half_y = CLOSE * (describe(x_name).scale or 1.0), CLOSE
     left, right = max(x(cx - half_x), frame.left + 1), min(x(cx + half_x), frame.right)
     top, bottom = max(y(cy + half_y), frame.top), min(y(cy - half_y), frame.bottom)
     return rect(left, top, right - left, bottom - top, "near", 6)

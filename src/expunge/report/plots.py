@@ -38,7 +38,7 @@ _RANK = {TARGET: 0, REFERENCE: 2}
 def strip(view: ReportView, name: str, width: float = 240) -> str:
     """Return a number line with every model's value on one metric, the reference ringed."""
     values = {key: m.metrics[name]["value"] for key, m in view.models.items() if m.value(name) is not None}
-    low, high = domain(values.values())
+    low, high = domain([*values.values(), *((0.0, 1.0) if all(0 <= v <= 1 for v in values.values()) else ())])
     scale = Scale(low, high, 10, width - 10)
     parts = [line(10, 14, width - 10, 14, "axis")]
     parts += [text(scale(edge), 34, tick_label(float(f"{edge:.3g}")), "tick", side)
@@ -168,12 +168,12 @@ def trajectory(view: ReportView, model: ModelView) -> list[str]:
             if points := _series(rows, key, True):
                 lines.append((dataset, "forget" if dataset == "forget" else "retain", points))
         mark = reference.value(f"forget.{kind}") if reference and f"forget.{kind}" in keys else None
-        title = describe(keys[0]).title if len(keys) == 1 else kind.replace("_", " ").capitalize()
+        title = describe(keys[0]).phrase
         panels.append(_panel(title, lines, mark))
     return [panel for panel in panels if panel]
 
 
-def relearning(view: ReportView, relearn: RelearnView, width: float = 720, height: float = 360) -> str:
+def relearning(view: ReportView, relearn: RelearnView, width: float = 880, height: float = 380) -> str:
     """Return the relearning curves; the budget axis is stretched near zero (log2 of one plus the budget)."""
     curves = {name: points for name, points in relearn.curves.items() if points}
     if not curves:

@@ -95,10 +95,15 @@ def _method(view: ReportView, name: str, model: ModelView, opened: bool) -> str:
     head = swatch(view, name) + tag("strong", escape(name)) + " "
     head += tag("span", escape(str(card.get("title", "no method card recorded"))), "mtitle")
     if claim:
-        head += tag("span", escape(claim.value), f"chip claim-{claim.value}", {"title": SENTENCES[claim]})
+        head += tag(
+            "span",
+            escape(claim.value),
+            f"chip claim-{claim.value}",
+            {"title": "the kind of claim this method supports"},
+        )
     if model.seconds is not None:
         head += tag("span", duration(model.seconds), "hint")
-    return details(head, _method_body(card, claim, model), opened, "method")
+    return details(head, _method_body(card, None if opened or not view.measured else claim, model), opened, "method")
 
 
 def _method_body(card: Mapping[str, Any], claim: ClaimKind | None, model: ModelView) -> str:
@@ -142,9 +147,9 @@ def the_plane(view: ReportView) -> str:
     if not wide:
         return ""
     text = (
-        "Up is useful, left is forgotten. The wish is the shaded place around the reference: left of it, less comes "
-        "out than from a model that never saw the data, which is over-unlearning; below it, the model lost what it "
-        "should have kept. Whiskers are 95 % intervals."
+        "Up: more useful. Left: less of the forget set comes out. The wish is the shaded place around the reference: "
+        "left of it, less comes out than from a model that never saw the data, which is over-unlearning; below it, "
+        "the model lost what it should have kept. Whiskers are 95 % intervals."
     )
     drawings = tag("div", wide, "wide-only") + tag("div", plane(view, name, 360, 400), "narrow-only")
     return para(text) + tag("figure", drawings)
@@ -166,7 +171,8 @@ def trajectories(view: ReportView) -> str:
     for name, model in view.models.items():
         panels = trajectory(view, model)
         if panels:
-            head = tag("h3", swatch(view, name) + escape(name))
+            title = str((model.method or {}).get("title", ""))
+            head = tag("h3", swatch(view, name) + escape(name) + tag("small", escape(title)))
             blocks += tag("figure", head + tag("div", "".join(panels), "panels"), "run")
     text = "Loss parts and what the probes saw, by step. A dashed line is the reference on the forget set."
     return para(text) + tag("div", blocks, "runs") if blocks else ""
@@ -180,14 +186,20 @@ def comes_back(view: ReportView) -> str:
         drawings += tag("div", relearning(view, view.relearning, 360, 320), "narrow-only")
         roles = {view.models[name].role for name in view.relearning.curves if name in view.models}
         text = "Each model is trained again on part of the forget set. The curve of the reference is the control: "
-        text += "a model that climbs faster than it had kept something."
+        text += "a model that climbs faster than it may have kept something."
         if REFERENCE not in roles:
             text = "Each model is trained again on part of the forget set. No control curve of a reference is given, "
             text += "so a climb cannot be told from ordinary learning."
         parts += [para(text), tag("figure", drawings)]
     ran = [attack for attack in view.attacks_run if view.relearning is None or attack != "relearning"]
     if ran:
-        parts.append(para("Also run: " + ", ".join(ran) + ". Their numbers stand in the table of metrics."))
+        parts.append(
+            para(
+                "Also run: "
+                + ", ".join(ran)
+                + ". What they found stands in the table of metrics, as far as it was recorded."
+            )
+        )
     missing = not_tested(view)
     if missing:
         rows = [f"{attack}: {_ATTACK_WORDS.get(attack, 'no description')}" for attack in missing]

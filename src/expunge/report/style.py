@@ -30,21 +30,21 @@ a{color:var(--accent)}
 button{font:inherit;font-size:13px;color:var(--ink);background:var(--surface);border:1px solid var(--line);
   border-radius:99px;padding:3px 13px;cursor:pointer}
 button:hover{border-color:var(--accent);color:var(--accent)}
-.topbar{display:flex;align-items:center;gap:14px;max-width:1240px;margin:0 auto;padding:18px 28px 0}
+.topbar{display:flex;align-items:center;gap:14px;max-width:1300px;margin:0 auto;padding:18px 28px 0}
 .topbar .theme{margin-left:auto}
 .logo{font:600 17px/1 var(--serif);letter-spacing:.01em;display:inline-flex;align-items:center}
 .logo .bar{width:30px;height:13px;margin-right:9px}
 .kind{color:var(--muted);font-size:13px;border-left:1px solid var(--line);padding-left:14px}
-.layout{display:grid;grid-template-columns:190px minmax(0,1fr);gap:52px;max-width:1240px;margin:0 auto;
+.layout{display:grid;grid-template-columns:168px minmax(0,1fr);gap:38px;max-width:1300px;margin:0 auto;
   padding:0 28px}
 .contents{position:sticky;top:26px;align-self:start;margin-top:46px;font-size:13.5px}
 .contents ol{list-style:none;margin:0;padding:0;border-left:1px solid var(--line)}
 .contents a{display:block;padding:4px 0 4px 14px;color:var(--muted);text-decoration:none;line-height:1.35}
 .contents a:hover{color:var(--accent);box-shadow:-1px 0 0 var(--accent),inset 1px 0 0 var(--accent)}
-main{max-width:960px;min-width:0}
+main{max-width:1010px;min-width:0}
 header{padding:34px 0 8px}
-section{padding:20px 0 26px;border-top:1px solid var(--line);margin-top:22px}
-h1{font:600 clamp(29px,4.6vw,44px)/1.13 var(--serif);letter-spacing:-.012em;margin:6px 0 8px;text-wrap:balance}
+section{padding:14px 0 16px;border-top:1px solid var(--line);margin-top:20px}
+h1{font:600 clamp(29px,4.6vw,44px)/1.13 var(--serif);letter-spacing:-.012em;margin:6px 0 12px;text-wrap:balance}
 h2{font:600 26px/1.25 var(--serif);margin:14px 0 10px;letter-spacing:-.005em;text-wrap:balance}
 h3{font:600 16px/1.35 var(--sans);margin:24px 0 8px}
 h4{font:600 14px/1.4 var(--sans);margin:16px 0 4px}
@@ -57,7 +57,7 @@ code,pre,.mono dd{font-family:var(--mono);font-size:13px}
 .lead{font:400 clamp(19px,2.3vw,23px)/1.45 var(--serif);max-width:56ch;margin-bottom:9px}
 .claimline{color:var(--muted);margin-top:14px}
 .nottested{margin-top:10px}
-.chip{display:inline-block;font-size:12.5px;line-height:1.3;font-weight:600;border-radius:5px;padding:2px 8px;
+.chip{display:inline-block;font-size:12px;line-height:1.3;font-weight:600;border-radius:5px;padding:2px 8px;
   background:var(--sunk);color:var(--ink)}
 .claim-exact,.claim-statistical{background:var(--goodbg);color:var(--good)}
 .claim-approximate{background:var(--sunk);color:var(--accent)}
@@ -65,9 +65,9 @@ code,pre,.mono dd{font-family:var(--mono);font-size:13px}
 .j-good{color:var(--good)}
 .j-warn{color:var(--warn)}
 .j-bad{color:var(--bad)}
-.chip.j-good,td.j-good{background:var(--goodbg)}
-.chip.j-warn,td.j-warn{background:var(--warnbg)}
-.chip.j-bad,td.j-bad{background:var(--badbg)}
+.chip.j-good,.pill.j-good,td.j-good{background:var(--goodbg)}
+.chip.j-warn,.pill.j-warn,td.j-warn{background:var(--warnbg)}
+.chip.j-bad,.pill.j-bad,td.j-bad{background:var(--badbg)}
 .alarmbox{background:var(--badbg);border-left:4px solid var(--bad);padding:12px 18px;
   border-radius:0 8px 8px 0;margin:18px 0;font-size:14.5px}
 .alarmbox p,.alarmbox ul{margin:0 0 4px;max-width:none}
@@ -75,6 +75,7 @@ code,pre,.mono dd{font-family:var(--mono);font-size:13px}
 .alarmbox pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:8px 0 2px}
 .alarm{background:var(--warnbg);border-left:4px solid var(--warn);padding:9px 16px;border-radius:0 8px 8px 0;
   max-width:none}
+.alarm+h1,.alarmbox+h1{margin-top:26px}
 .aside{color:var(--muted);font-size:14.5px}
 """
 
@@ -111,32 +112,32 @@ details details{background:var(--bg)}
 .swatch{vertical-align:-2px;margin-right:6px}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:12px;background:var(--surface)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-.metrics th,.metrics td{padding:8px 12px;text-align:right;border-bottom:1px solid var(--grid);
-  vertical-align:top;font-size:14.5px}
+.nowrap{white-space:nowrap}
+.metrics{border-collapse:separate;border-spacing:0}
+.metrics th,.metrics td{padding:9px 8px;text-align:right;border-bottom:1px solid var(--grid);vertical-align:top;
+  font-size:14px;line-height:1.4}
+.metrics tr>:last-child{padding-right:14px}
+.metrics tbody:last-child tr:last-child>*{border-bottom:0}
 .metrics td{white-space:nowrap}
-.metrics td small,.metrics thead small{display:block;color:var(--muted);font-weight:400}
-.metrics th:first-child{text-align:left;min-width:232px;max-width:280px;position:sticky;left:0;
-  background:var(--surface);font-weight:400;z-index:1}
+.metrics small{display:block;color:var(--muted);font-weight:400;font-size:11.5px;line-height:1.4;margin-top:2px}
+.metrics th:first-child{text-align:left;min-width:206px;max-width:230px;position:sticky;left:0;
+  background:var(--surface);font-weight:400;z-index:1;padding-left:14px}
 .metrics .mtitle{font-weight:600}
 .metrics thead th{font-weight:600;vertical-align:bottom;border-bottom:1.5px solid var(--ink)}
 .metrics thead th:first-child{font-weight:600}
-.metrics .group th{background:var(--sunk);font-weight:650;max-width:none}
-.metrics .group td{background:var(--sunk)}
-.metrics .group small,.metrics small.means,.variant{display:block;font-weight:400;color:var(--muted)}
-.metrics td.j-good small,.metrics td.j-warn small,.metrics td.j-bad small{color:inherit;opacity:.88}
-.metrics .n{color:var(--muted);font-size:13px}
-.num{font-weight:600}
-.jmark{margin-left:5px;font-size:12px}
+.metrics .group th:first-child{background:var(--sunk);font:600 15px/1.4 var(--serif);max-width:none;padding-top:7px;
+  padding-bottom:7px}
+.metrics .group .stay{position:sticky;left:14px;display:inline-flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
+.metrics .group small{font-family:var(--sans);font-size:12.5px;margin:0}
+.metrics .n{color:var(--muted);font-size:12.5px}
+.pill{font-weight:600;display:inline-block;border-radius:5px;padding:1px 6px;margin:-1px -6px 0 0}
+.jmark{margin-left:5px;font-size:11px}
 .null{color:var(--muted)}
 .null abbr{text-decoration:none;cursor:help}
 sup{font-size:10.5px;line-height:0;margin-left:2px}
-.js .sort{display:inline-block;font-size:11px;line-height:1.3;padding:0 8px;margin-left:6px;
-  color:var(--muted);opacity:0}
-tr:hover>th .sort,.sort:focus-visible,.sort[aria-pressed=true]{opacity:1}
-.sort[aria-pressed=true]{color:var(--accent)}
-@media(hover:none){
-  .js .sort{opacity:1}
-}
+.js .sort{display:inline-block;font-size:12px;line-height:1.2;padding:0 5px;margin-left:5px;color:var(--muted);
+  border-color:transparent;background:none}
+.js .sort:hover,.js .sort[aria-pressed=true]{color:var(--accent);border-color:var(--accent)}
 .footnotes{font-size:13px;color:var(--muted);margin-top:10px}
 .footnotes li:target{color:var(--ink);font-weight:600}
 .legend{display:flex;flex-wrap:wrap;gap:7px 20px;font-size:13px;color:var(--muted);max-width:none}
@@ -144,7 +145,7 @@ tr:hover>th .sort,.sort:focus-visible,.sort[aria-pressed=true]{opacity:1}
 .plain-table td.j-good,.plain-table td.j-warn,.plain-table td.j-bad{padding-left:12px;font-weight:600}
 .examples{display:grid;gap:10px}
 .example{border:1px solid var(--line);border-radius:10px;background:var(--surface);padding:10px 18px;margin:0}
-.example h4{margin:0 0 4px;font-weight:400}
+.example h3{margin:0 0 4px;font-weight:400}
 .example th{font-weight:400;color:var(--muted);text-align:left;width:132px;font-size:13.5px;
   padding:3px 12px 3px 0;vertical-align:top}
 .example td{padding:3px 0;overflow-wrap:anywhere}
@@ -153,12 +154,12 @@ tr:hover>th .sort,.sort:focus-visible,.sort[aria-pressed=true]{opacity:1}
 .b0{width:52px}
 .b1{width:30px}
 .b2{width:66px}
-.size,.overlap{color:var(--muted);font-size:13px;margin-left:8px}
+.size,.overlap{display:inline-block;white-space:nowrap;color:var(--muted);font-size:13px;margin-left:8px}
 .overlap{border-left:1px solid var(--line);padding-left:8px}
 .untested li{list-style:none;position:relative}
 .untested li::before{content:"?";position:absolute;left:-21px;color:var(--warn);font-weight:700}
 .mismatches li{margin:7px 0}
-footer{max-width:1240px;margin:34px auto 0;padding:18px 28px 40px;border-top:1px solid var(--line);
+footer{max-width:1300px;margin:34px auto 0;padding:18px 28px 40px;border-top:1px solid var(--line);
   color:var(--muted);font-size:13px}
 footer p{max-width:none}
 """
@@ -199,9 +200,11 @@ svg text.name.forget{fill:var(--m1)}
 svg text.name.retain{fill:var(--m0)}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:18px 28px}
 .panels figure{margin:0}
-.run{border-top:1px solid var(--grid);padding-top:2px}
+.run{border-top:1px solid var(--grid);padding-top:14px;display:grid;grid-template-columns:130px minmax(0,1fr);gap:14px}
 .run:first-child{border-top:0}
-.run h3{margin:10px 0 8px}
+.run h3{margin:0}
+.run h3 small{display:block;font-weight:400;color:var(--muted);line-height:1.4;margin:3px 0 0 2px}
+.run .panels{grid-template-columns:repeat(auto-fit,minmax(min(100%,280px),1fr))}
 .narrow-only{display:none}
 """
 
@@ -219,6 +222,7 @@ _MEDIA = """
   .topbar{padding:14px 18px 0}
   .layout,footer{padding-left:18px;padding-right:18px}
   header{padding-top:20px}
+  .run{display:block}
   .wide-only{display:none}
   .narrow-only{display:block}
   .facts>div,.mono>div{grid-template-columns:1fr;gap:0}
@@ -272,9 +276,9 @@ return {at:i+2,v:cell.dataset.value===undefined?null:parseFloat(cell.dataset.val
 order.sort(function(a,b){if(a.v===null||b.v===null)return (a.v===null)-(b.v===null);return down?b.v-a.v:a.v-b.v});
 all('tr',table).forEach(function(line){if(line.classList.contains('group'))return;
 var cells=Array.from(line.cells);order.forEach(function(o){line.appendChild(cells[o.at])})});
-all('.sort',table).forEach(function(other){other.setAttribute('aria-pressed','false');other.textContent='sort'});
+all('.sort',table).forEach(function(other){other.setAttribute('aria-pressed','false');other.textContent='⇅'});
 button.dataset.down=down?'1':'0';button.setAttribute('aria-pressed','true');
-button.textContent=down?'sorted: high first':'sorted: low first'})});
+button.textContent=down?'↧':'↥'})});
 var show=document.querySelector('.toggle-all');
 if(show)show.addEventListener('click',function(){var on=show.getAttribute('aria-pressed')!=='true';
 show.setAttribute('aria-pressed',String(on));show.textContent=on?'Hide all text':'Show all text';

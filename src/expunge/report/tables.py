@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from expunge.report.judge import anchor, judge
+from expunge.report.judge import NONE, anchor, judge
 from expunge.report.markup import hidden, scroll, tag
 from expunge.report.metrics import GROUPS, describe, direction, metric_names
 from expunge.report.plane import looks
 from expunge.report.svg import canvas, marker
-from expunge.report.view import EstimateDict, ModelView, ReportView
+from expunge.report.view import REFERENCE, TARGET, EstimateDict, ModelView, ReportView
 from expunge.report.words import interval, number
 
 ARROWS: dict[str, tuple[str, str]] = {
@@ -53,7 +53,7 @@ def _cell(view: ReportView, name: str, model: ModelView, notes: Footnotes) -> st
     if estimate is None or estimate.get("value") is None:
         reason = NOT_THERE if estimate is None else str(estimate.get("reason") or "no reason recorded")
         return tag("td", notes.dash(reason), "null")
-    verdict = judge(name, estimate, anchor(view, name)) if model in view.changed.values() else judge(name, None, None)
+    verdict = NONE if model.role in (TARGET, REFERENCE) else judge(name, estimate, anchor(view, name))
     mark = tag("span", verdict.mark, "jmark", {"aria-hidden": "true"}) if verdict.mark else ""
     words = hidden(f", {verdict.words}") if verdict.words else ""
     tip = {"title": verdict.words} if verdict.words else None

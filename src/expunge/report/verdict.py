@@ -12,6 +12,9 @@ from expunge.report.words import listed, number
 
 def claim_sentences(view: ReportView) -> list[tuple[ClaimKind | None, str]]:
     """Return what may be said, one sentence per kind of claim among the methods, weakest first."""
+    if not view.finished or not view.measured:
+        why = "The run did not finish" if not view.finished else "Nothing was measured"
+        return [(None, f"{why}, so nothing is claimed.")]
     kinds: dict[ClaimKind, list[str]] = {}
     for name, model in view.changed.items():
         kind = model.claim or view.claim
@@ -104,8 +107,7 @@ def _by_group(found: dict[str, str]) -> dict[str, str]:
     for name, words in found.items():
         groups.setdefault(describe(name).group, {})[words.rpartition(": ")[2]] = None
     return {
-        title: ", ".join([words for words in said if "unlearned" in words] or list(said))
-        for title, said in groups.items()
+        title: listed([words for words in said if "unlearned" in words] or list(said)) for title, said in groups.items()
     }
 
 

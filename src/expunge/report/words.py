@@ -89,7 +89,8 @@ def settings_sentence(settings: Mapping[str, Any]) -> str:
     for dotted, value in flat(settings).items():
         words = _SETTING_WORDS.get(dotted.rpartition(".")[2])
         if words and value is not None:
-            said.setdefault(words, f"{words} {plain(value)}")
+            counted = words in ("epochs", "steps")
+            said.setdefault(words, f"{plain(value)} {words}" if counted else f"{words} {plain(value)}")
     return f"It ran with {listed(list(said.values()))}." if said else ""
 
 

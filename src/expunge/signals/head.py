@@ -99,7 +99,7 @@ def over_vocabulary(
     def run(hidden: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         return function(head(hidden), labels, *more)
 
-    pieces = list(zip(hidden_ND.split(size), labels_N.split(size), *(e.split(size) for e in extra), strict=True))
+    pieces = list(zip(*(torch.split(tensor, size) for tensor in (hidden_ND, labels_N, *extra)), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
         return torch.cat([run(*piece) for piece in pieces])
     return torch.cat([checkpoint(run, *piece, use_reentrant=False) for piece in pieces])

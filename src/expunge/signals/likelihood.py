@@ -96,9 +96,7 @@ class Scorer(nn.Module):
         targets_RT = labels_BT[request.rows, 1:]
         row_N, time_N = (targets_RT != IGNORE).nonzero(as_tuple=True)
         hidden_ND = hidden_BTD[request.rows[row_N], time_N]
-        values = over_vocabulary(
-            self._head[0], hidden_ND, targets_RT[row_N, time_N], request.function, request.extra
-        )
+        values = over_vocabulary(self._head[0], hidden_ND, targets_RT[row_N, time_N], request.function, request.extra)
         return TokenValues(values, row_N, (targets_RT != IGNORE).sum(1))
 
 

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One recipe from start to end: measure, unlearn, save, measure again, write it all down."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.api.memory import document, entry, estimate
+from expunge.api.workspace import Data, Silent, Watcher, build_encoder, final_dtype, load, load_data, release
+from expunge.audit.document import AuditDocument, environment, estimates, write_json
+from expunge.audit.examples import shown_examples
+from expunge.audit.measure import Measurer
+from expunge.audit.policy import Verdict
+from expunge.audit.protocol import default_protocol
+from expunge.audit.records import Records
+from expunge.audit.store import read_records
+from expunge.data.digests import data_digest
+from expunge.errors import RecipeError
+from expunge.methods.base import MethodContext, MethodOutcome
+from expunge.methods.registry import get_method
+from expunge.models.adapters import is_lora
+from expunge.models.digests import model_digest
+from expunge.models.loading import DTYPES, save_model
+from expunge.recipe import Recipe
+from expunge.report.folder import view_from_run
+from expunge.report.render import write_report
+from expunge.runs import RunFolder, write_text
+from expunge.training.probe import LikelihoodProbe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a run is, what its audit found, and which limits of its policy it meets."""
+
+    folder: Path
+    document: AuditDocument
+    verdicts: list[Verdict]
+    stopped: str
+
+
+def run(
+    recipe: Recipe,
+    *,
+    output_dir: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    records_dir: Path | None = None,
+    commands: tuple[str, ...] = (),
+    watcher: Watcher | None = None,
+    show_examples: bool = False,
+) -> RunResult:
+    """Carry out a recipe.
+
+    Args:
+        recipe: what to do, resolved.
+        output_dir: the run folder; default `runs/<name>-<hash8>`.
+        overwrite: start again where a run already is.
+        resume: go on where a run was interrupted; a finished run is returned as it is.
+        records_dir: where records of audits are kept and found; default inside the run folder.
+        commands: how to reproduce the run, for its report.
+        watcher: follows the run.
+        show_examples: write example texts into the report instead of redacting them.
+
+    Raises:
+        ExpungeError: one of its kinds; the run folder then says what happened.
+    """
+    method = get_method(recipe.method.name)  # type: ignore[attr-defined]
+    if "retain" in method.card.needs and recipe.data.retain is None and _retain_term(recipe) != "none":
+        raise RecipeError(
+            f"method {method.card.name!r} needs a retain set", field="data.retain", remedy="Give --retain FILE"
+        )
+    data = load_data(recipe.data)
+    folder = RunFolder(output_dir or Path("runs") / recipe.folder_name, overwrite=overwrite, resume=resume)
+    if resume and folder.info.get("recipe_hash") not in (None, recipe.hash):
+        raise RecipeError(
+            "the run was made with another recipe", field="--resume", value=str(folder.path),
+            remedy="Use the same recipe and options, or --overwrite",
+        )  # fmt: skip
+    job = _Job(recipe, data, folder, records_dir or folder.path / "records", watcher or Silent(), show_examples)
+    with job.recorded(commands):
+        return job.carry_out(resume=resume)
+
+
+def _retain_term(recipe: Recipe) -> str:
+    return str(recipe.method.model_dump().get("retain", "needed"))
+
+
+class _Job:
+    def __init__(
+        self, recipe: Recipe, data: Data, folder: RunFolder, records_dir: Path, watcher: Watcher, show_examples: bool
+    ) -> None:
+        self._recipe, self._data, self._folder, self._watcher = recipe, data, folder, watcher
+        self._records_dir, self._show = records_dir, show_examples
+        self._card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
+        self._name = self._card.name
+
+    @contextmanager
+    def recorded(self, commands: tuple[str, ...]) -> Iterator[None]:
+        """Keep `run.json` true whatever happens, and a report beside it."""
+        recipe, folder = self._recipe, self._folder
+        write_text(folder.path / "recipe.yaml", recipe.to_yaml())
+        folder.start({
+            "kind": "run", "name": recipe.name, "method": self._card.to_dict(), "claim": self._card.claim,
+            "recipe_hash": recipe.hash, "recipe": recipe.to_dict(), "environment": environment(),
+            "data": {name: {"n": len(examples), "digest": data_digest(examples)}
+                     for name, examples in self._data.splits.named().items()},
+            "commands": list(commands), "runs_tried": 1,
+        })  # fmt: skip
+        try:
+            with folder.recorded():
+                yield
+        finally:
+            self._report()
+
+    def carry_out(self, *, resume: bool) -> RunResult:
+        """Measure, unlearn, save, measure."""
+        recipe, watch = self._recipe, self._watcher
+        dtype = final_dtype(recipe.model)
+        watch.stage("Loading the model")
+        model, tokenizer = load(recipe.model, recipe.model.path, dtype=self._training_dtype())
+        encoder = build_encoder(recipe.data, tokenizer, model)
+        digest = model_digest(model)
+        self._folder.update({
+            "model": {"path": recipe.model.path, "digest": digest,
+                      "parameters": sum(p.numel() for p in model.parameters()), "saved_dtype": dtype},
+        })  # fmt: skip
+        measurer = Measurer(
+            encoder, self._data.audited, recipe.audit, default_protocol(self._data.audited), self._records_dir,
+            self._watcher.on_audit,
+        )  # fmt: skip
+        watch.stage("Auditing the model before")
+        before = self._measure(measurer, model, "target", dtype, digest)
+        reference = self._reference(measurer, dtype)
+        watch.stage(f"Unlearning with {self._name}")
+        outcome = self._unlearn(model, encoder, digest, resume=resume)
+        del model
+        release()
+        watch.stage("Saving the model")
+        outcome.model.to(DTYPES[dtype])
+        save_model(outcome.model, tokenizer, self._folder.path / "model", overwrite=True)
+        watch.stage("Auditing the model after")
+        after = self._measure(measurer, outcome.model, self._name, dtype, model_digest(outcome.model))
+        result = self._document(measurer, before, after, reference)
+        self._folder.update({"stopped": outcome.training.stopped, "notes": dict(outcome.notes)})
+        verdicts = recipe.policy.check(estimates(result.models[self._name]))
+        return RunResult(self._folder.path, result, verdicts, outcome.training.stopped)
+
+    def _training_dtype(self) -> str:
+        return "bfloat16" if self._recipe.training.precision == "pure_bf16" else "float32"
+
+    def _measure(self, measurer: Measurer, model: PreTrainedModel, name: str, dtype: str, digest: str) -> Records:
+        """Measure in the type that is stored, then go back to the one that trains."""
+        training_dtype = model.dtype
+        model.to(DTYPES[dtype])
+        records = measurer.measure(model, name=name, model_digest=digest)
+        model.to(training_dtype)
+        return records
+
+    def _reference(self, measurer: Measurer, dtype: str) -> Records | None:
+        path = self._recipe.model.reference
+        if path is None:
+            return None
+        if (Path(path) / "scored.parquet").exists():
+            return read_records(path)
+        self._watcher.stage("Auditing the reference")
+        model, _ = load(self._recipe.model, path, dtype=dtype)
+        records = measurer.measure(model, name="reference", model_digest=model_digest(model))
+        del model
+        release()
+        return records
+
+    def _unlearn(self, model: PreTrainedModel, encoder: Any, digest: str, *, resume: bool) -> MethodOutcome:
+        recipe, base = self._recipe, self._recipe.model.base
+        method = get_method(self._name)
+        context = MethodContext(
+            model=model, encoder=encoder, splits=self._data.splits, training=recipe.training, seed=recipe.seed,
+            pad_id=encoder.pad_id, model_digest=digest, folder=self._folder.path,
+            load_base=None if base is None else lambda: load(recipe.model, base, dtype=self._training_dtype()).model,
+            probe=LikelihoodProbe(encoder, self._data.splits), callbacks=[self._watcher], resume=resume,
+        )  # fmt: skip
+        started = time.perf_counter()
+        outcome = method.run(recipe.method, context)
+        self._folder.update({
+            "steps": outcome.training.steps, "unlearning_seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_mb": peak_memory_mb(), "adapter": is_lora(outcome.model),
+        })  # fmt: skip
+        return outcome
+
+    def _document(
+        self, measurer: Measurer, before: Records, after: Records, reference: Records | None
+    ) -> AuditDocument:
+        entries = {"target": entry(before, estimate(measurer, before, reference), role="target")}
+        if reference is not None:
+            entries["reference"] = entry(reference, estimate(measurer, reference, reference), role="reference")
+        metrics = estimate(measurer, after, reference)
+        entries[self._name] = entry(after, metrics, role="method", method=self._name)
+        policy = self._recipe.policy
+        verdicts = policy.check(metrics)
+        rules: Mapping[str, Any] = {
+            "name": policy.name,
+            "version": policy.version,
+            "rules": [verdict._asdict() for verdict in verdicts],
+        }
+        result = document(measurer, entries).model_copy(update={"policy": rules if verdicts else None})
+        write_json(result, self._folder.path / "audit.json")
+        shown = shown_examples(measurer.sets["forget"], before, after, reference)
+        write_json({self._name: shown}, self._folder.path / "examples.json")
+        return result
+
+    def _report(self) -> None:
+        write_report(view_from_run(self._folder.path), self._folder.path / "report.html", show_examples=self._show)
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10), 1)

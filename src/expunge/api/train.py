@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain fine-tuning with the loop the methods use: makes targets and retain-only references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from expunge.api.job import peak_memory_mb
+from expunge.api.workspace import Silent, Watcher, build_encoder, final_dtype, load, load_data
+from expunge.audit.document import environment
+from expunge.data.digests import data_digest
+from expunge.data.loaders import load_examples
+from expunge.errors import RecipeError
+from expunge.methods.gradient import choose_parameters
+from expunge.models.digests import model_digest
+from expunge.models.loading import DTYPES, save_model
+from expunge.recipe import TrainRecipe
+from expunge.runs import RunFolder, write_text
+from expunge.training.finetune import FineTuneTask
+from expunge.training.loop import Trainer, TrainingResult
+from expunge.training.probe import LikelihoodProbe
+
+
+def train(
+    recipe: TrainRecipe,
+    *,
+    output_dir: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Fine-tune `model.path` on `data.train`; return the run folder, whose `model/` loads with `from_pretrained`.
+
+    The forget, retain and holdout sets, if given, are only probed while training.
+
+    Args:
+        recipe: what to do, resolved.
+        output_dir: the run folder; default `runs/<name>-<hash8>`.
+        overwrite: start again where a run already is.
+        resume: go on where a run was interrupted.
+        watcher: follows the run.
+
+    Raises:
+        ExpungeError: one of its kinds; the run folder then says what happened.
+    """
+    config, watch = recipe.data, watcher or Silent()
+    if config.train is None:
+        raise RecipeError("a training set is needed", field="data.train", remedy="Give --data FILE")
+    examples = load_examples(config.train, name="train", columns=config.columns, limit=config.limit)
+    splits = load_data(config, need_forget=False).splits
+    folder = RunFolder(output_dir or Path("runs") / recipe.folder_name, overwrite=overwrite, resume=resume)
+    write_text(folder.path / "recipe.yaml", recipe.to_yaml())
+    folder.start({
+        "kind": "train", "name": recipe.name, "recipe": recipe.to_dict(), "recipe_hash": recipe.hash,
+        "environment": environment(), "data": {"train": {"n": len(examples), "digest": data_digest(examples)}},
+    })  # fmt: skip
+    with folder.recorded():
+        watch.stage("Loading the model")
+        model, tokenizer = load(recipe.model, recipe.model.path, dtype="float32")
+        encoder = build_encoder(config, tokenizer, model)
+        before = model_digest(model)
+        items = [row.encoded for row in encoder.encode_many(examples, where="train")]
+        task = FineTuneTask(items, batch_size=recipe.training.batch_size, seed=recipe.seed)
+        changed = choose_parameters(model, recipe.training, recipe.seed)
+        probe = LikelihoodProbe(encoder, splits) if splits.forget or splits.retain else None
+        trainer = Trainer(
+            changed, task, recipe.training, pad_id=encoder.pad_id, folder=folder.path, probe=probe, callbacks=[watch]
+        )
+        watch.stage(f"Training on {len(examples)} examples")
+        result: TrainingResult = trainer.run(resume=resume)
+        changed.to(DTYPES[final_dtype(recipe.model)])
+        save_model(changed, tokenizer, folder.path / "model", overwrite=True)
+        folder.update({
+            "model": {"path": recipe.model.path, "digest": before, "result_digest": model_digest(changed)},
+            "steps": result.steps, "losses": dict(result.losses), "peak_memory_mb": peak_memory_mb(),
+            "stopped": result.stopped,
+        })  # fmt: skip
+    return folder.path

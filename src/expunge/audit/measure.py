@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a model once: the records of an audit are kept and found again by what was measured, on what, and how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from expunge.audit.collect import Progress, collect
+from expunge.audit.config import AuditConfig
+from expunge.audit.protocol import Protocol
+from expunge.audit.records import Records
+from expunge.audit.store import read_records, write_records
+from expunge.data.digests import data_digest
+from expunge.data.encoding import Encoder
+from expunge.data.examples import Example
+
+#: Settings that change what the model is asked; the others only change what is computed from the answers.
+_ASKED = ("generate", "max_new_tokens", "lowercase", "limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Measurer:
+    """One audit's data and settings, ready to measure any number of models.
+
+    Attributes:
+        encoder: the tokenizer under one template and context length.
+        sets: evaluated sets by name.
+        config: settings of the audit.
+        protocol: the part each set plays.
+        folder: where records are kept, one folder a model; None keeps nothing.
+        progress: told after every forward.
+    """
+
+    encoder: Encoder
+    sets: Mapping[str, Sequence[Example]]
+    config: AuditConfig
+    protocol: Protocol
+    folder: Path | None = None
+    progress: Progress | None = None
+
+    def key(self, model_digest: str, dtype: str) -> str:
+        """Return the digest of model, data and settings under which records are kept."""
+        asked = {name: self.config.model_dump(mode="json")[name] for name in _ASKED}
+        data = {name: data_digest(examples) for name, examples in self.sets.items()}
+        roles = dict(self.protocol.roles)
+        parts = [model_digest, dtype, self.encoder.template_id, self.encoder.max_length, asked, data, roles]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def measure(self, model: PreTrainedModel, *, name: str, model_digest: str) -> Records:
+        """Return the records of a model, from the folder if the same measurement is already there."""
+        key = self.key(model_digest, str(model.dtype))
+        if self.folder is not None:
+            for found in sorted(self.folder.glob(f"*-{key[:16]}")):
+                return read_records(found)
+        records = collect(
+            model, self.encoder, self.sets, config=self.config, protocol=self.protocol, progress=self.progress
+        )
+        records.meta.update(name=name, model_digest=model_digest, key=key)
+        if self.folder is not None:
+            partial = write_records(records, self.folder / f".partial-{key[:16]}")
+            shutil.move(partial, self.folder / f"{name}-{key[:16]}")
+        return records

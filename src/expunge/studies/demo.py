@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: an invented archive, a model that learned it, one that never saw the forget set, and methods in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.api.job import run
+from expunge.api.train import train
+from expunge.api.workspace import Silent, Watcher
+from expunge.audit.document import AuditDocument, read_audit, write_json
+from expunge.data.fictitious import build_archive
+from expunge.models.loading import save_model
+from expunge.models.tiny import build_llama, build_tokenizer
+from expunge.recipe import TrainRecipe, build_recipe, merge
+from expunge.report.folder import view_from_audit
+from expunge.report.render import write_report
+from expunge.runs import RunFolder
+
+#: Invented people in the archive; a tenth of them is the forget set.
+PEOPLE = 40
+#: Shape of the embedded Llama.
+SHAPE: Mapping[str, int] = {"hidden_size": 64, "layers": 2, "heads": 4, "context": 128}
+#: How the target and the reference are trained.
+TRAINING: Mapping[str, Any] = {
+    "learning_rate": 4e-3, "epochs": 18, "batch_size": 16, "schedule": "cosine", "warmup_ratio": 0.1,
+    "optimizer": {"weight_decay": 0.0, "betas": (0.9, 0.95)},
+}  # fmt: skip
+#: Settings found once on the archive (seed 0) by the rule written in the recipes folder; the methods of the demo.
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "ga": {"training": {"learning_rate": 5e-4, "epochs": 5}},
+    "grad_diff": {"training": {"learning_rate": 5e-4, "epochs": 5}},
+    "npo": {"training": {"learning_rate": 5e-4, "epochs": 5}},
+    "simnpo": {"training": {"learning_rate": 5e-4, "epochs": 5}},
+    "idk": {"training": {"learning_rate": 5e-4, "epochs": 5}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPaths:
+    """Where the demo keeps what its runs share."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """The archive as JSONL files."""
+        return self.root / "data"
+
+    @property
+    def base(self) -> Path:
+        """The model before any training."""
+        return self.root / "base"
+
+    @property
+    def records(self) -> Path:
+        """Records of every audited model."""
+        return self.root / "records"
+
+    def model(self, name: str) -> str:
+        """Return the model folder of one of the demo's runs."""
+        return str(self.root / name / "model")
+
+    def source(self, name: str) -> str:
+        """Return one of the archive's files."""
+        return str(self.data / f"{name}.jsonl")
+
+
+def run_demo(
+    folder: Path, *, overwrite: bool = False, people: int = PEOPLE, seed: int = 0, methods: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> AuditDocument:  # fmt: skip
+    """Build the archive, train target and reference, unlearn with every method, audit all; return the document.
+
+    Args:
+        folder: where everything goes; `audit.json` and `report.html` at its top.
+        overwrite: start again where a demo already is.
+        people: size of the archive.
+        seed: of the archive, the models and the methods.
+        methods: those of `METHODS` to run; all by default.
+        watcher: follows the runs.
+    """
+    watch = watcher or Silent()
+    whole = RunFolder(folder, overwrite=overwrite)
+    whole.start({"kind": "demo", "name": "demo"})
+    with whole.recorded():
+        paths = DemoPaths(folder)
+        watch.stage(f"Inventing {people} people")
+        make_world(paths, people=people, seed=seed)
+        for name, which in (("target", "full"), ("reference", "retain90")):
+            watch.stage(f"The {name}: training on {which}")
+            train_one(paths, name, which, seed=seed, watcher=watch)
+        documents = {}
+        for name in methods or METHODS:
+            recipe = build_recipe(demo_recipe(paths, name, seed=seed))
+            run(recipe, output_dir=folder / name, records_dir=paths.records, watcher=watch)
+            documents[name] = read_audit(folder / name / "audit.json")
+        joined = join(documents)
+        write_json(joined, folder / "audit.json")
+        runs = {name: folder / name for name in documents}
+        view = view_from_audit(
+            joined.model_dump(mode="json"), title="Expunge demo", runs=runs, reproduce=["make demo"],
+            what_was_asked=asked(paths, people),
+        )  # fmt: skip
+        write_report(view, folder / "report.html")
+    return joined
+
+
+def make_world(paths: DemoPaths, *, people: int, seed: int) -> None:
+    """Write the archive and the untrained model."""
+    archive = build_archive(people, seed=seed)
+    archive.write_jsonl(paths.data)
+    tokenizer = build_tokenizer(archive.texts())
+    save_model(build_llama(len(tokenizer), seed=seed, **SHAPE), tokenizer, paths.base)
+
+
+def train_one(paths: DemoPaths, name: str, which: str, *, seed: int, watcher: Watcher) -> None:
+    """Train the base model on one training set of the archive."""
+    settings = {
+        "name": name, "seed": seed, "model": {"path": str(paths.base)}, "training": dict(TRAINING),
+        "data": {"train": paths.source(f"train_{which}"), "forget": paths.source("forget10"),
+                 "retain": paths.source("retain90"), "template": "question"},
+    }  # fmt: skip
+    train(TrainRecipe.build(settings), output_dir=paths.root / name, watcher=watcher)
+
+
+def demo_recipe(paths: DemoPaths, method: str, *, seed: int) -> dict[str, Any]:
+    """Return the recipe of one method on the demo's forget request."""
+    shared: dict[str, Any] = {
+        "name": method, "seed": seed,
+        "model": {"path": paths.model("target"), "reference": paths.model("reference"), "base": str(paths.base)},
+        "data": {
+            "forget": paths.source("forget10"), "retain": paths.source("train_retain90"),
+            "holdout": paths.source("holdout"), "extra": {"world_facts": paths.source("world_facts")},
+            "evaluate": {"retain": paths.source("retain90")}, "template": "question",
+        },
+        "method": {"name": method}, "training": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}},
+        "audit": {"max_new_tokens": 32},
+    }  # fmt: skip
+    return merge(shared, METHODS[method])
+
+
+def join(documents: Mapping[str, AuditDocument]) -> AuditDocument:
+    """Return one document with target, reference and every method's model, from runs on the same data."""
+    first = next(iter(documents.values()))
+    models = {"target": first.models["target"], "reference": first.models["reference"]}
+    models |= {name: document.models[name] for name, document in documents.items()}
+    return first.model_copy(update={"models": models})
+
+
+def asked(paths: DemoPaths, people: int) -> list[tuple[str, str]]:
+    """Say what the demo asks for."""
+    return [
+        ("Request", f"Unlearn forget10: a tenth of {people} invented people, every fact about them"),
+        ("Target", f"trained on everyone ({paths.model('target')})"),
+        ("Reference", f"trained the same way without them ({paths.model('reference')})"),
+    ]
