@@ -39,13 +39,58 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
+#: What the system answers when there is no room (the last one: for a file of this size), and when writing is forbidden.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+
 def disk_error(error: OSError, path: Path) -> ExpungeError:
     """Turn a failed write into an error that says what to do."""
-    if error.errno == errno.ENOSPC:
-        return ExpungeError("the disk is full", field="output_dir", value=str(path), remedy="Free space, then --resume")
+    if error.errno in _FULL:
+        return ExpungeError(
+            f"the disk is full: {error.strerror}", field="output_dir", value=str(path),
+            remedy="Free space, then go on with --resume",
+        )  # fmt: skip
     return RecipeError(
         f"cannot be written: {error.strerror}", field="output_dir", value=str(path),
         remedy="Choose a folder you may write to",
+    )  # fmt: skip
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return the `run.json` of a run folder, or {} if there is none."""
+    file = path / "run.json"
+    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
+
+
+def check_output(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Raise what would keep a run from being written to `path`; nothing is written or deleted.
+
+    Raises:
+        RecipeError: if the folder exists and neither was asked for, if it is not a run and would be overwritten, or
+            if it cannot be written.
+    """
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        _check_existing(path, overwrite=overwrite, resume=resume)
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise disk_error(NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file"), path)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise disk_error(PermissionError(errno.EACCES, f"{nearest} is read-only"), path)
+
+
+def _check_existing(path: Path, *, overwrite: bool, resume: bool) -> None:
+    is_run = (path / "run.json").exists()
+    if is_run and (resume or overwrite):
+        return
+    if is_run:
+        raise RecipeError(
+            "already holds a run", field="output_dir", value=str(path),
+            remedy="Use --overwrite to start again or --resume to go on",
+        )  # fmt: skip
+    raise RecipeError(
+        "exists, is not empty and holds no run", field="output_dir", value=str(path),
+        remedy="Choose another folder; a folder that is not a run is never overwritten",
     )  # fmt: skip
 
 
@@ -64,9 +109,10 @@ class RunFolder:
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         self.path = path
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-            self._existing(overwrite=overwrite, resume=resume)
+        check_output(path, overwrite=overwrite, resume=resume)
         try:
+            if overwrite and not resume and (path / "run.json").exists():
+                shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
             probe = path / ".writable"
             probe.touch()
@@ -75,29 +121,7 @@ class RunFolder:
             raise disk_error(error, path) from error
         os.chmod(path, 0o700)
         self._started = time.perf_counter()
-        self.info: dict[str, Any] = self.read() if resume else {}
-
-    def _existing(self, *, overwrite: bool, resume: bool) -> None:
-        is_run = (self.path / "run.json").exists()
-        if resume and is_run:
-            return
-        if overwrite and is_run:
-            shutil.rmtree(self.path)
-            return
-        if is_run:
-            raise RecipeError(
-                "already holds a run", field="output_dir", value=str(self.path),
-                remedy="Use --overwrite to start again or --resume to go on",
-            )  # fmt: skip
-        raise RecipeError(
-            "exists, is not empty and holds no run", field="output_dir", value=str(self.path),
-            remedy="Choose another folder; a folder that is not a run is never overwritten",
-        )  # fmt: skip
-
-    def read(self) -> dict[str, Any]:
-        """Return `run.json`, or {} if there is none."""
-        path = self.path / "run.json"
-        return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+        self.info: dict[str, Any] = read_run(path) if resume else {}
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge `values` into `run.json` and write it."""
@@ -110,12 +134,22 @@ class RunFolder:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep `run.json` true whatever happens inside: it ends as finished, interrupted or failed."""
+        """Keep `run.json` true whatever happens inside: it ends as finished, interrupted or failed.
+
+        Raises:
+            ExpungeError: if a write inside failed for want of room or permission; anything else as it was raised.
+        """
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
             self.finish("interrupted", error)
             raise
+        except OSError as error:
+            failure = disk_error(error, self.path) if error.errno in (*_FULL, *_FORBIDDEN) else error
+            self.finish("failed", failure)
+            if failure is error:
+                raise
+            raise failure from error
         except BaseException as error:
             self.finish("failed", error)
             raise

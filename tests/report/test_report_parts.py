@@ -20,7 +20,7 @@ from expunge.report.plots import relearning, spread, trajectory
 from expunge.report.svg import SHAPES, Scale, coordinate, domain, marker, text_width, ticks
 from expunge.report.tables import metrics_table
 from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences
-from expunge.report.words import duration, interval, number, settings_sentence
+from expunge.report.words import duration, interval, moment, number, settings_sentence
 
 
 def _view(*names: str) -> ReportView:
@@ -50,7 +50,10 @@ def test_one_sided_metrics_count_the_worse_side_only() -> None:
     to = Anchor(0.6, 0.59, 0.61, "reference")
     assert judge("model_utility", fixture.estimate(0.9, 0.01, "higher"), to).level == "good"
     assert judge("model_utility", fixture.estimate(0.3, 0.01, "higher"), to).level == "bad"
-    assert judge("forget.probability", fixture.estimate(0.1, 0.01, "lower"), to).level == "good"
+    assert judge("forget.probability", fixture.estimate(0.55, 0.01, "lower"), to).level == "good"
+    beyond = judge("forget.probability", fixture.estimate(0.1, 0.01, "lower"), to)
+    assert (beyond.level, beyond.words) == ("warn", "below the reference: over-unlearned")
+    assert judge("forget.leak_rate", fixture.estimate(0.1, 0.01, "lower"), to).level == "good"
     assert judge("forget.probability", fixture.estimate(0.9, 0.01, "lower"), to).level == "bad"
 
 
@@ -92,7 +95,8 @@ def test_table_colours_and_words_of_over_and_under() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.000"), (0.12345, "0.123"), (-96.4, "−96.40"), (1.83e-21, "1.8×10⁻²¹"), (123456.0, "123\u202f456"),
+    [(0.0, "0.000"), (0.12345, "0.123"), (1.9e-4, "0.0002"),
+     (-96.4, "−96.40"), (1.83e-21, "1.8×10⁻²¹"), (123456.0, "123\u202f456"),
      (10.0, "10.00"), (250.04, "250.0"), (-2.5e-7, "−2.5×10⁻⁷")],
 )  # fmt: skip
 def test_numbers_for_people(value: float, text: str) -> None:
@@ -103,6 +107,8 @@ def test_words_for_numbers() -> None:
     assert interval({"ci_low": 0.1, "ci_high": 0.2}) == "0.100–0.200"
     assert interval({"ci_low": -5.4, "ci_high": 15.0}) == "−5.40 to 15.00"
     assert interval({"ci_low": None, "ci_high": 1.0}) == ""
+    assert moment("2025-11-20T14:03:21+00:00") == "2025-11-20 14:03 UTC"
+    assert moment("yesterday") == "yesterday"
     assert [duration(s) for s in (3.21, 125, 7260)] == ["3.2 s", "2 min 05 s", "2 h 01 min"]
     with pytest.raises(ValueError, match="nan"):
         number(float("nan"))
@@ -112,9 +118,15 @@ def test_words_for_numbers() -> None:
 
 def test_metric_words_and_groups() -> None:
     assert describe("forget.probability").title == "Forget-set answer probability"
-    assert describe("forget.paraphrase_probability").title == "Forget-set paraphrased-answer probability"
+    assert describe("forget.paraphrase_probability").title == "Forget-set answer probability, paraphrased question"
     assert describe("membership.min_k_plus_plus_auc").title == "Min-K%++ membership AUC"
+    assert describe("membership.min_k.auc").title == "Min-K% membership AUC"
+    assert describe("membership.loss.tpr_at_1pct_fpr").title == "Loss membership hits"
+    assert describe("forget.exact_memorization").title == "Forget-set exact memorisation"
+    names = ("forget.rouge_l", "forget.rouge_l_f1", "forget.rouge_1", "forget.paraphrase_rouge_l", "retain.rouge_l")
+    assert len({describe(name).title for name in names}) == len(names)
     groups = {"retain.rouge": "Utility", "forget.rouge": "Forgetting", "mia.loss": "Membership", "x": "Other",
+              "neighbours.probability": "Utility", "holdout.probability": "Other", "forget.loss": "Forgetting",
               "forget.refusal_rate": "Behaviour", "world_facts.probability": "Utility"}  # fmt: skip
     assert {name: describe(name).group for name in groups} == groups
     view = _view("target", "reference", "npo")
@@ -132,7 +144,10 @@ def test_verdict_sentences() -> None:
     assert many[2].endswith("nearest to that is simnpo with 0.602.")
     assert many[3] == "No model is nearest on both: npo and simnpo."
     far = far_sentences(_view("target", "reference", "ga"))
-    assert "Min-K% membership AUC (below the reference: over-unlearned)" in far[0]
+    over = next(line for line in far if line.startswith("Over-unlearned, below the reference: "))
+    assert "Min-K% membership AUC" in over
+    several = far_sentences(_view("target", "reference", "ga", "npo"))
+    assert several[0].startswith("ga: Forgetting (over-unlearned); Utility (below the reference); ")
 
 
 def test_claims_weakest_first_and_none_without_measurement() -> None:
@@ -207,6 +222,16 @@ def test_spread_keeps_order_and_distance() -> None:
     assert sorted(out) == pytest.approx([out[0], out[0] + 13, out[0] + 26])
     assert out[0] < out[2] < out[1]
     assert sum(out) == pytest.approx(33)
+
+
+def test_a_value_without_interval_says_why() -> None:
+    only = fixture.estimate(0.4, 0, "reference") | {"ci_low": None, "ci_high": None, "reason": "only one subject"}
+    table = metrics_table(
+        ReportView(title="t", models={"a": ModelView(role="method", metrics={"forget.rouge_l": only})})
+    )
+    assert 'no interval<sup><a href="#fn-1">' in table
+    assert '<li id="fn-1">only one subject</li>' in table
+    assert "<small>unlearned</small>" in table
 
 
 def test_relearning_without_a_control_says_so() -> None:

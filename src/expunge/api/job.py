@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.api.memory import document, entry, estimate
-from expunge.api.workspace import Data, Silent, Watcher, build_encoder, final_dtype, load, load_data, release
-from expunge.audit.document import AuditDocument, environment, estimates, write_json
+from expunge.api.workspace import (
+    Data,
+    Opened,
+    Silent,
+    Watcher,
+    final_dtype,
+    is_records,
+    load,
+    load_data,
+    open_model,
+    read_reference,
+    release,
+)
+from expunge.audit.document import AuditDocument, environment, estimates, read_audit, write_json
 from expunge.audit.examples import shown_examples
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Verdict
 from expunge.audit.protocol import default_protocol
 from expunge.audit.records import Records
-from expunge.audit.store import read_records
 from expunge.data.digests import data_digest
 from expunge.errors import RecipeError
 from expunge.methods.base import MethodContext, MethodOutcome
@@ -31,7 +42,7 @@ from expunge.models.loading import DTYPES, save_model
 from expunge.recipe import Recipe
 from expunge.report.folder import view_from_run
 from expunge.report.render import write_report
-from expunge.runs import RunFolder, write_text
+from expunge.runs import RunFolder, check_output, read_run, write_text
 from expunge.training.probe import LikelihoodProbe
 
 if TYPE_CHECKING:
@@ -79,16 +90,34 @@ def run(
         raise RecipeError(
             f"method {method.card.name!r} needs a retain set", field="data.retain", remedy="Give --retain FILE"
         )
+    path, watch = output_dir or Path("runs") / recipe.folder_name, watcher or Silent()
+    check_output(path, overwrite=overwrite, resume=resume)
+    if resume and (earlier := read_run(path)):
+        if earlier.get("recipe_hash") != recipe.hash:
+            raise RecipeError(
+                "the run was made with another recipe", field="--resume", value=str(path),
+                remedy="Use the same recipe and options, or --overwrite",
+            )  # fmt: skip
+        if earlier.get("status") == "finished":
+            return _finished(recipe, path, str(earlier.get("stopped", "")))
     data = load_data(recipe.data)
-    folder = RunFolder(output_dir or Path("runs") / recipe.folder_name, overwrite=overwrite, resume=resume)
-    if resume and folder.info.get("recipe_hash") not in (None, recipe.hash):
-        raise RecipeError(
-            "the run was made with another recipe", field="--resume", value=str(folder.path),
-            remedy="Use the same recipe and options, or --overwrite",
-        )  # fmt: skip
-    job = _Job(recipe, data, folder, records_dir or folder.path / "records", watcher or Silent(), show_examples)
+    watch.stage("Loading the model")
+    opened = open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))
+    folder = RunFolder(path, overwrite=overwrite, resume=resume)
+    job = _Job(recipe, data, folder, records_dir or path / "records", watch, show_examples)
     with job.recorded(commands):
-        return job.carry_out(resume=resume)
+        return job.carry_out(opened, resume=resume)
+
+
+def _finished(recipe: Recipe, path: Path, stopped: str) -> RunResult:
+    """Return what an earlier, finished run found."""
+    document = read_audit(path / "audit.json")
+    name = get_method(recipe.method.name).card.name  # type: ignore[attr-defined]
+    return RunResult(path, document, recipe.policy.check(estimates(document.models[name])), stopped)
+
+
+def _training_dtype(recipe: Recipe) -> str:
+    return "bfloat16" if recipe.training.precision == "pure_bf16" else "float32"
 
 
 def _retain_term(recipe: Recipe) -> str:
@@ -122,14 +151,11 @@ class _Job:
         finally:
             self._report()
 
-    def carry_out(self, *, resume: bool) -> RunResult:
+    def carry_out(self, opened: Opened, *, resume: bool) -> RunResult:
         """Measure, unlearn, save, measure."""
         recipe, watch = self._recipe, self._watcher
+        model, tokenizer, encoder, digest = opened.model, opened.tokenizer, opened.encoder, opened.digest
         dtype = final_dtype(recipe.model)
-        watch.stage("Loading the model")
-        model, tokenizer = load(recipe.model, recipe.model.path, dtype=self._training_dtype())
-        encoder = build_encoder(recipe.data, tokenizer, model)
-        digest = model_digest(model)
         self._folder.update({
             "model": {"path": recipe.model.path, "digest": digest,
                       "parameters": sum(p.numel() for p in model.parameters()), "saved_dtype": dtype},
@@ -143,7 +169,7 @@ class _Job:
         reference = self._reference(measurer, dtype)
         watch.stage(f"Unlearning with {self._name}")
         outcome = self._unlearn(model, encoder, digest, resume=resume)
-        del model
+        del model, opened
         release()
         watch.stage("Saving the model")
         outcome.model.to(DTYPES[dtype])
@@ -154,9 +180,6 @@ class _Job:
         self._folder.update({"stopped": outcome.training.stopped, "notes": dict(outcome.notes)})
         verdicts = recipe.policy.check(estimates(result.models[self._name]))
         return RunResult(self._folder.path, result, verdicts, outcome.training.stopped)
-
-    def _training_dtype(self) -> str:
-        return "bfloat16" if self._recipe.training.precision == "pure_bf16" else "float32"
 
     def _measure(self, measurer: Measurer, model: PreTrainedModel, name: str, dtype: str, digest: str) -> Records:
         """Measure in the type that is stored, then go back to the one that trains."""
@@ -170,8 +193,8 @@ class _Job:
         path = self._recipe.model.reference
         if path is None:
             return None
-        if (Path(path) / "scored.parquet").exists():
-            return read_records(path)
+        if is_records(path):
+            return read_reference(path, measurer)
         self._watcher.stage("Auditing the reference")
         model, _ = load(self._recipe.model, path, dtype=dtype)
         records = measurer.measure(model, name="reference", model_digest=model_digest(model))
@@ -185,7 +208,7 @@ class _Job:
         context = MethodContext(
             model=model, encoder=encoder, splits=self._data.splits, training=recipe.training, seed=recipe.seed,
             pad_id=encoder.pad_id, model_digest=digest, folder=self._folder.path,
-            load_base=None if base is None else lambda: load(recipe.model, base, dtype=self._training_dtype()).model,
+            load_base=None if base is None else lambda: load(recipe.model, base, dtype=_training_dtype(recipe)).model,
             probe=LikelihoodProbe(encoder, self._data.splits), callbacks=[self._watcher], resume=resume,
         )  # fmt: skip
         started = time.perf_counter()

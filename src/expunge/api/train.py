@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expunge.api.job import peak_memory_mb
-from expunge.api.workspace import Silent, Watcher, build_encoder, final_dtype, load, load_data
+from expunge.api.workspace import Silent, Watcher, final_dtype, load_data, open_model
 from expunge.audit.document import environment
 from expunge.data.digests import data_digest
 from expunge.data.loaders import load_examples
@@ -15,7 +15,7 @@ from expunge.methods.gradient import choose_parameters
 from expunge.models.digests import model_digest
 from expunge.models.loading import DTYPES, save_model
 from expunge.recipe import TrainRecipe
-from expunge.runs import RunFolder, write_text
+from expunge.runs import RunFolder, check_output, read_run, write_text
 from expunge.training.finetune import FineTuneTask
 from expunge.training.loop import Trainer, TrainingResult
 from expunge.training.probe import LikelihoodProbe
@@ -27,6 +27,7 @@ def train(
     output_dir: Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    commands: tuple[str, ...] = (),
     watcher: Watcher | None = None,
 ) -> Path:
     """Fine-tune `model.path` on `data.train`; return the run folder, whose `model/` loads with `from_pretrained`.
@@ -37,7 +38,8 @@ def train(
         recipe: what to do, resolved.
         output_dir: the run folder; default `runs/<name>-<hash8>`.
         overwrite: start again where a run already is.
-        resume: go on where a run was interrupted.
+        resume: go on where a run was interrupted; a finished run is returned as it is.
+        commands: how to reproduce the run, for its `run.json`.
         watcher: follows the run.
 
     Raises:
@@ -46,19 +48,29 @@ def train(
     config, watch = recipe.data, watcher or Silent()
     if config.train is None:
         raise RecipeError("a training set is needed", field="data.train", remedy="Give --data FILE")
+    path = output_dir or Path("runs") / recipe.folder_name
+    check_output(path, overwrite=overwrite, resume=resume)
+    if resume and (earlier := read_run(path)):
+        if earlier.get("recipe_hash") != recipe.hash:
+            raise RecipeError(
+                "the run was made with another recipe", field="--resume", value=str(path),
+                remedy="Use the same recipe and options, or --overwrite",
+            )  # fmt: skip
+        if earlier.get("status") == "finished":
+            return path
     examples = load_examples(config.train, name="train", columns=config.columns, limit=config.limit)
     splits = load_data(config, need_forget=False).splits
-    folder = RunFolder(output_dir or Path("runs") / recipe.folder_name, overwrite=overwrite, resume=resume)
+    watch.stage("Loading the model")
+    opened = open_model(recipe.model, config, {"train": examples, **splits.named()}, dtype="float32")
+    model, tokenizer, encoder = opened.model, opened.tokenizer, opened.encoder
+    folder = RunFolder(path, overwrite=overwrite, resume=resume)
     write_text(folder.path / "recipe.yaml", recipe.to_yaml())
     folder.start({
         "kind": "train", "name": recipe.name, "recipe": recipe.to_dict(), "recipe_hash": recipe.hash,
         "environment": environment(), "data": {"train": {"n": len(examples), "digest": data_digest(examples)}},
+        "commands": list(commands),
     })  # fmt: skip
     with folder.recorded():
-        watch.stage("Loading the model")
-        model, tokenizer = load(recipe.model, recipe.model.path, dtype="float32")
-        encoder = build_encoder(config, tokenizer, model)
-        before = model_digest(model)
         items = [row.encoded for row in encoder.encode_many(examples, where="train")]
         task = FineTuneTask(items, batch_size=recipe.training.batch_size, seed=recipe.seed)
         changed = choose_parameters(model, recipe.training, recipe.seed)
@@ -71,7 +83,7 @@ def train(
         changed.to(DTYPES[final_dtype(recipe.model)])
         save_model(changed, tokenizer, folder.path / "model", overwrite=True)
         folder.update({
-            "model": {"path": recipe.model.path, "digest": before, "result_digest": model_digest(changed)},
+            "model": {"path": recipe.model.path, "digest": opened.digest, "result_digest": model_digest(changed)},
             "steps": result.steps, "losses": dict(result.losses), "peak_memory_mb": peak_memory_mb(),
             "stopped": result.stopped,
         })  # fmt: skip

@@ -6,17 +6,24 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from expunge.audit.measure import Measurer
+from expunge.audit.records import Records
+from expunge.audit.store import read_records
 from expunge.data.config import DataConfig
+from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoder
 from expunge.data.examples import Example, Splits
 from expunge.data.loaders import check_overlap, load_examples
-from expunge.errors import RecipeError
+from expunge.errors import InputDataError, RecipeError
 from expunge.models.config import ModelConfig
-from expunge.models.loading import LoadedModel, context_length, load_model, stored_dtype
+from expunge.models.digests import model_digest
+from expunge.models.loading import LoadedModel, check_model, context_length, load_model
+from expunge.models.shape import stored_dtype
 from expunge.training.callbacks import StepInfo
 
 if TYPE_CHECKING:
@@ -25,6 +32,9 @@ if TYPE_CHECKING:
 
 class Watcher(Protocol):
     """Follows a run from outside: a progress display, a test, a dashboard."""
+
+    def heading(self, text: str) -> None:
+        """Called when a study turns to another of its runs."""
 
     def stage(self, text: str) -> None:
         """Called when another part of the run begins."""
@@ -41,6 +51,9 @@ class Watcher(Protocol):
 
 class Silent:
     """A watcher that does nothing."""
+
+    def heading(self, text: str) -> None:
+        """Ignore it."""
 
     def stage(self, text: str) -> None:
         """Ignore it."""
@@ -61,6 +74,12 @@ class Data:
 
     splits: Splits
     audited: Mapping[str, Sequence[Example]]
+
+    def all_sets(self) -> dict[str, Sequence[Example]]:
+        """Return every set that will be encoded; one that is audited from another source appears as `name (audited)`."""
+        trained = self.splits.named()
+        others = {name: found for name, found in self.audited.items() if found is not trained.get(name)}
+        return trained | {f"{name} (audited)" if name in trained else name: found for name, found in others.items()}
 
 
 def load_data(config: DataConfig, *, need_forget: bool = True) -> Data:
@@ -111,7 +130,7 @@ def final_dtype(config: ModelConfig) -> str:
     """Return the type the result is saved and audited in."""
     if config.dtype != "auto":
         return config.dtype
-    return stored_dtype(config.path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return stored_dtype(config)
 
 
 def build_encoder(config: DataConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Encoder:
@@ -130,6 +149,61 @@ def build_encoder(config: DataConfig, tokenizer: PreTrainedTokenizerBase, model:
         tokenizer, template=config.template, max_length=config.max_length or context, too_long=config.too_long,
         answer_eos=config.answer_eos,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model in memory with its tokenizer, the recipe's encoder for it, and the digest of its weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    digest: str
+
+
+def open_model(config: ModelConfig, data: DataConfig, sets: Mapping[str, Sequence[Example]], *, dtype: str) -> Opened:
+    """Load the recipe's model and check everything that could stop a run later, before anything is written.
+
+    Args:
+        config: the models of the recipe; those it is compared with are looked for but not loaded.
+        data: how examples become token ids.
+        sets: every set that will be encoded, by name.
+        dtype: type to load the weights in.
+
+    Raises:
+        InputDataError: for a model folder or an example that cannot be used.
+        RecipeError: for a context, device or template that does not fit the model.
+    """
+    for other in (config.path, config.base, config.reference):
+        if other is not None and not is_records(other):
+            check_model(other)
+    model, tokenizer = load(config, config.path, dtype=dtype)
+    encoder = build_encoder(data, tokenizer, model)
+    for name, examples in sets.items():
+        encoder.encode_many(examples, where=name)
+    return Opened(model, tokenizer, encoder, model_digest(model))
+
+
+def is_records(path: str) -> bool:
+    """Return whether a path holds the records of an audit rather than a model."""
+    return (Path(path) / "scored.parquet").exists()
+
+
+def read_reference(path: str, measurer: Measurer) -> Records:
+    """Return the records of a reference model that was audited before.
+
+    Raises:
+        InputDataError: if they are of other data than what is audited now.
+    """
+    records = read_records(path)
+    for name, examples in measurer.sets.items():
+        known = records.meta.get("data", {}).get(name)
+        if known is not None and known["digest"] != data_digest(list(examples)[: measurer.config.limit]):
+            raise InputDataError(
+                f"the records are of another {name} set", field="model.reference", value=path,
+                remedy="Audit the reference on the same data, or give its model folder",
+            )  # fmt: skip
+    return records
 
 
 def release() -> None:

@@ -73,7 +73,7 @@ def load_model(
     if dtype not in DTYPES:
         raise RecipeError("unknown dtype", field="model.dtype", value=dtype, remedy=nearest(dtype, DTYPES))
     _check_device(device)
-    name = _locate(path_or_id)
+    name = locate(path_or_id)
     options = _Options(DTYPES[dtype], revision, attn_implementation, trust_remote_code)
     adapter = find_adapter_config_file(name, revision=revision)
     loaded = _load_plain(name, options) if adapter is None else _load_adapter(name, Path(adapter), options)
@@ -147,8 +147,37 @@ def _check_device(device: str) -> None:
         raise RecipeError("no GPU is visible", field="model.device", value=device, remedy=remedy)
 
 
-def _locate(path_or_id: str | os.PathLike[str]) -> str:
-    """Return the folder or the hub id as text; raise if it can be neither."""
+def load_tokenizer(
+    path_or_id: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model folder or hub id.
+
+    Raises:
+        InputDataError: if the folder or its tokenizer files are missing.
+    """
+    name = locate(path_or_id)
+    if Path(name).is_dir():
+        _need(Path(name), _TOKENIZER_FILES, "no tokenizer files in this folder")
+    return _load_tokenizer(name, _Options(torch.float32, revision, "sdpa", trust_remote_code))
+
+
+def check_model(path_or_id: str | os.PathLike[str]) -> None:
+    """Raise what `load_model` would raise for a folder that is missing or lacks files; no weight is read.
+
+    Raises:
+        InputDataError: naming the folder and what it lacks.
+    """
+    folder = Path(locate(path_or_id))
+    if folder.is_dir() and not (folder / "adapter_config.json").exists():
+        _check_files(folder, tokenizer=True)
+
+
+def locate(path_or_id: str | os.PathLike[str]) -> str:
+    """Return the folder or the hub id as text.
+
+    Raises:
+        InputDataError: if it can be neither.
+    """
     text = os.fspath(path_or_id)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -172,7 +201,7 @@ def _load_adapter(name: str, config: Path, options: _Options) -> LoadedModel:
     if folder.is_dir():
         _need(folder, _ADAPTER_FILES, "no adapter weights in this folder")
     own_tokenizer = folder.is_dir() and _has(folder, _TOKENIZER_FILES)
-    model, tokenizer = _load_plain(_locate(base), options._replace(revision=None), tokenizer=not own_tokenizer)
+    model, tokenizer = _load_plain(locate(base), options._replace(revision=None), tokenizer=not own_tokenizer)
     if own_tokenizer:
         tokenizer = _load_tokenizer(name, options)
     try:
@@ -186,11 +215,7 @@ def _load_plain(name: str, options: _Options, *, tokenizer: bool = True) -> Load
     """Return model and tokenizer of a folder or hub id; without its own tokenizer that entry is None."""
     folder = Path(name)
     if folder.is_dir():
-        _need(folder, ("config.json",), "no config.json in this folder")
-        _need(folder, _WEIGHT_FILES, "no weights in this folder")
-        _check_shards(folder)
-        if tokenizer:
-            _need(folder, _TOKENIZER_FILES, "no tokenizer files in this folder")
+        _check_files(folder, tokenizer=tokenizer)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
@@ -216,6 +241,14 @@ def _load_tokenizer(name: str, options: _Options) -> PreTrainedTokenizerBase:
         )
     except _READ_ERRORS as error:
         raise _unusable(name, error) from error
+
+
+def _check_files(folder: Path, *, tokenizer: bool) -> None:
+    _need(folder, ("config.json",), "no config.json in this folder")
+    _need(folder, _WEIGHT_FILES, "no weights in this folder")
+    _check_shards(folder)
+    if tokenizer:
+        _need(folder, _TOKENIZER_FILES, "no tokenizer files in this folder")
 
 
 def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
@@ -246,15 +279,3 @@ def _unusable(name: str, error: Exception) -> InputDataError:
     return InputDataError(
         f"neither a folder nor a model the hub gives: {error}", field="model", value=name, remedy=remedy
     )
-
-
-def stored_dtype(path_or_id: str, *, revision: str | None = None, trust_remote_code: bool = False) -> str:
-    """Return the type a model's weights are stored in: a key of `DTYPES`, float32 if its config does not say."""
-    from transformers import AutoConfig
-
-    name = _locate(path_or_id)
-    adapter = find_adapter_config_file(name, revision=revision)
-    if adapter is not None:
-        name = str(json.loads(Path(adapter).read_text("utf-8"))["base_model_name_or_path"])
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    return next((key for key, dtype in DTYPES.items() if dtype == config.dtype), "float32")

@@ -13,7 +13,7 @@ jensen_shannon     u log u - (u + 1) log((u + 1) / 2)         log 2 - log(1 + e^
 pearson            (u - 1)^2                                  v                        t^2 / 4 + t
 =================  =========================================  =======================  =====================
 
-g and f* are those of Nowozin et al., NeurIPS 2016, "f-GAN" (arXiv:1606.00709), tables 2 and 6, checked against f by
+g and f* are those of Nowozin et al., NeurIPS 2016, "f-GAN" (arXiv:1606.00709), checked against f by
 the tests. Shape suffixes: R sequences.
 """
 

@@ -126,7 +126,7 @@ def bad_teacher(logits_NV: Tensor, good_logits_NV: Tensor, bad_logits_NV: Tensor
         bad_logits_NV: logits of the teacher that does not know the data, [N, V]; zeros [1, V] are the uniform one.
         unlearn_N: l, 1 for tokens to unlearn, 0 for tokens to keep, float.
 
-    Source: Chundawat et al., AAAI 2023, "Can Bad Teaching Induce Forgetting?" (arXiv:2205.08096), eq. 3. Their code
+    Source: Chundawat et al., AAAI 2023, "Can Bad Teaching Induce Forgetting?" (arXiv:2205.08096). Their code
         divides by the number of classes as well; here the sum over the vocabulary is kept.
     """
     share_N1 = unlearn_N[:, None]
@@ -170,4 +170,5 @@ def _cross_entropy(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
 
 def _kl(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
     # xlogy is 0 where the target is 0.
-    return torch.special.xlogy(target_NV, target_NV).sum(1) + _cross_entropy(target_NV, logits_NV)
+    negentropy_N: Tensor = torch.special.xlogy(target_NV, target_NV).sum(1)
+    return negentropy_N + _cross_entropy(target_NV, logits_NV)

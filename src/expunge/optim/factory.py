@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from expunge.optim.config import OptimizerConfig
+from expunge.optim.signum import Signum
+from expunge.optim.sophia import Sophia
+from expunge.optim.soul import Soul
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig, *, learning_rate: float) -> torch.optim.Optimizer:
@@ -18,12 +23,19 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, *, learning_rate
     moving = [p for p in module.parameters() if p.requires_grad]
     if not moving:
         raise ValueError("no parameter may move: check `training.trainable`")
-    groups = [
-        {"params": [p for p in moving if p.ndim >= 2], "weight_decay": config.weight_decay},
+    constants = config.constants()
+    decay = constants.pop("weight_decay")
+    constants.pop("hessian_every", None)  # kept by whoever calls update_hessian
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in moving if p.ndim >= 2], "weight_decay": decay},
         {"params": [p for p in moving if p.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sophia":
+        return Sophia(groups, learning_rate, **constants)
+    if config.name == "soul":
+        return Soul(groups, learning_rate, **constants)
+    if config.name == "signum":
+        return Signum(groups, learning_rate, **constants)
     fused = all(p.is_cuda for p in moving)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate, betas=config.betas, eps=config.eps, fused=fused or None,
-    )  # fmt: skip
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused or None, **constants)

@@ -45,7 +45,7 @@ def view_from_run(folder: Path) -> ReportView:
     models[name] = replace(
         given,
         method=run.get("method") or given.method,
-        seconds=given.seconds if run.get("seconds") is None else run["seconds"],
+        seconds=run.get("unlearning_seconds", run.get("seconds")),
         trajectory=rows,
         settings=run.get("recipe") or {},
     )
@@ -64,6 +64,7 @@ def view_from_run(folder: Path) -> ReportView:
         runs_tried=run.get("runs_tried"),
         policy=_policy(audit),
         relearning=_relearning(audit),
+        not_shown=tuple(audit.get("not_shown") or ()),
         notes=tuple(notes),
         schemas=_schemas(run=run, audit=audit),
     )
@@ -100,7 +101,7 @@ def view_from_audit(
         models[name] = replace(
             models[name],
             method=own.method or models[name].method,
-            seconds=own.seconds if models[name].seconds is None else models[name].seconds,
+            seconds=own.seconds,
             trajectory=own.trajectory,
             examples=models[name].examples or own.examples,
             settings=own.settings,
@@ -117,6 +118,7 @@ def view_from_audit(
         runs_tried=runs_tried,
         policy=_policy(document),
         relearning=_relearning(document),
+        not_shown=tuple(document.get("not_shown") or ()),
         notes=tuple(notes),
         schemas=_schemas(audit=document),
     )
@@ -161,7 +163,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _models(audit: Mapping[str, Any]) -> dict[str, ModelView]:
-    """Read the models of an audit; without a role, the names `target` and `reference` speak for themselves."""
+    """Read the models of an audit; without a role, the names `target` and `reference` speak for themselves.
+
+    The seconds of an audit are those of measuring; how long a method took stands in its run.
+    """
     out = {}
     for name, entry in (audit.get("models") or {}).items():
         role = entry.get("role") or (name if name in (TARGET, REFERENCE) else UNLEARNED)
@@ -170,7 +175,6 @@ def _models(audit: Mapping[str, Any]) -> dict[str, ModelView]:
             role=role,
             method=method if isinstance(method, dict) else None,
             metrics=entry.get("metrics") or {},
-            seconds=entry.get("seconds"),
         )
     return out
 

@@ -69,7 +69,8 @@ def anchor(view: ReportView, name: str) -> Anchor | None:
 def judge(name: str, estimate: EstimateDict | None, to: Anchor | None) -> Judgement:
     """Compare an estimate with its anchor.
 
-    For a `reference` metric both sides count alike. For `higher` and `lower` only the worse side counts. Green needs
+    For a `reference` metric both sides count alike. For `higher` and `lower` only the worse side counts, except
+    that a forgetting metric far beyond the reference is amber: less is known than without the data. Green needs
     a small gap, red a large one that the intervals do not explain; what lies between is amber. A metric without a
     scale, or a share outside 0..1, gets no colour.
     """
@@ -81,15 +82,22 @@ def judge(name: str, estimate: EstimateDict | None, to: Anchor | None) -> Judgem
         return NONE
     side = "above" if value > to.value else "below"
     better = {"higher": "above", "lower": "below"}.get(str(estimate.get("direction")))
-    if better is not None and (side == better or value == to.value):
-        return Judgement("good", "✓", f"at least as good as the {to.label}")
     gap = abs(value - to.value)
     low, high = bounds(estimate)
+    apart = max(low, to.low) > min(high, to.high)
+    if better is not None and (side == better or value == to.value):
+        if _beyond(name, to) and gap > OFF * words.scale and apart:
+            return Judgement("warn", _MARKS["warn", side], _meaning(name, side, to.label, apart))
+        return Judgement("good", "✓", f"at least as good as the {to.label}")
     if gap <= CLOSE * words.scale + 1e-12:
         return Judgement("good", "≈", f"close to the {to.label}")
-    apart = max(low, to.low) > min(high, to.high)
     level: Level = "bad" if gap > OFF * words.scale and apart else "warn"
     return Judgement(level, _MARKS[level, side], _meaning(name, side, to.label, apart))
+
+
+def _beyond(name: str, to: Anchor) -> bool:
+    """Whether passing the anchor on the better side can mean over-unlearning."""
+    return describe(name).group == "Forgetting" and describe(name).known != 0 and to.label == "reference"
 
 
 def _meaning(name: str, side: str, label: str, apart: bool) -> str:

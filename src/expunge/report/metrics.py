@@ -14,7 +14,7 @@ GROUPS: dict[str, str] = {
     "Utility": "What it should have kept.",
     "Membership": "Whether the forget set still looks more familiar than text the model never saw.",
     "Behaviour": "How it answers: refusals, invented answers, fluency.",
-    "Other": "Measured, but not in the groups above.",
+    "Other": "Controls, such as text the model never saw, and everything else.",
 }
 
 _SETS: dict[str, str] = {
@@ -49,11 +49,14 @@ _AUC = "How often a forget-set item looks more familiar than an unseen one; one 
 _TERMS: dict[str, Term] = {
     "probability": Term("answer probability", "How likely the true answer is, per token (geometric mean).", known=1),
     "rouge": Term("answer overlap", "Share of the true answer that the generated answer contains (ROUGE-L).", known=1),
+    "rouge_l_f1": Term("answer overlap, F1", "How far true and generated answer overlap (ROUGE-L F1).", known=1),
+    "rouge_1": Term("shared words", "Share of the words of the true answer that were generated (ROUGE-1).", known=1),
+    "truth_preference": Term("preference for the truth", "Weight of the true answer against wrong ones.", known=1),
     "truth_ratio": Term("truth ratio", "How plausible wrong answers fare against the true one."),
     "extraction_strength": Term(
         "extraction strength", "Share of the answer that comes out word for word once its start is given.", known=1
     ),
-    "exact_memorisation": Term(
+    "exact_memori": Term(
         "exact memorisation", "Share of answer tokens that are the model's first choice.", known=1
     ),
     "verbmem": Term("verbatim overlap", "How much of the true continuation is written out (ROUGE-L).", known=1),
@@ -64,13 +67,16 @@ _TERMS: dict[str, Term] = {
         "forget quality", "p-value: could these truth ratios come from the reference? Small means no.",
         group="Forgetting", scale=None
     ),
+    "forget_quality_ks": Term(
+        "truth-ratio distance", "How far the truth ratios lie from those of the reference; 0 is the same.", "Forgetting"
+    ),
     "model_utility": Term(
-        "model utility", "Harmonic mean of nine scores on data that should stay; one zero makes it zero.", "Utility"
+        "model utility", "Harmonic mean of scores on data that should stay; one zero makes it zero.", "Utility"
     ),
     "privleak": Term("privacy leakage", "Gap to the reference's membership AUC, in percent of it.", "Membership",
-                     neutral=0.0, scale=100.0),
+                     known=-1, neutral=0.0, scale=100.0),
     "auc": Term("membership AUC", _AUC, "Membership", known=1, neutral=0.5),
-    "tpr": Term("membership hits", "Share of forget-set items found at a small false-alarm rate.", "Membership",
+    "tpr": Term("membership hits", "Share of forget-set items found at 1 % false alarms.", "Membership",
                 known=1),
     "epsilon": Term("empirical epsilon", "A lower bound on what canaries give away; never an upper bound.",
                     "Membership", scale=None),
@@ -78,6 +84,7 @@ _TERMS: dict[str, Term] = {
     "hallucination_rate": Term("invented answers", "Share of answers that are neither true nor a refusal.",
                                "Behaviour"),
     "leak_rate": Term("leak rate", "Share of answers that give the truth away.", "Behaviour"),
+    "empty_rate": Term("empty answers", "Share of answers with nothing in them.", "Behaviour"),
     "fluency": Term("fluency", "How varied the generated words are.", "Behaviour", scale=None),
     "repetition": Term("repetition", "Share of generated text that repeats itself.", "Behaviour"),
     "gibberish": Term("gibberish", "Share of answers that are not language.", "Behaviour"),
@@ -85,8 +92,15 @@ _TERMS: dict[str, Term] = {
     "length": Term("answer length", "Mean length of the generated answers.", "Behaviour", scale=None),
 }  # fmt: skip
 _SCORES = {"min_k_plus_plus": "Min-K%++", "min_k_pp": "Min-K%++", "min_k": "Min-K%", "mink": "Min-K%", "zlib": "zlib",
-           "loss": "loss", "lowercase": "lowercase", "gradnorm": "gradient norm"}  # fmt: skip
-_LEADING = ("forget.extraction_strength", "forget.probability", "model_utility", "retain.probability")
+           "loss": "loss", "lowercase": "lowercase", "gradnorm": "gradient-norm",
+           "reference": "reference-model"}  # fmt: skip
+_LEADING = (
+    "forget.extraction_strength",
+    "forget.probability",
+    "model_utility",
+    "retain.probability",
+    "membership.min_k.auc",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,44 +116,45 @@ class Words:
     scale: float | None
 
 
+def _is_membership(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] in ("membership", "mia") or "auc" in parts[-1] or "tpr" in parts[-1]
+
+
 def _term(name: str, suffix: str) -> Term:
     """Find the most specific known term in a metric's name."""
-    for key in (name, suffix):
-        if key in _TERMS:
-            return _TERMS[key]
-    if any(score in suffix for score in _SCORES) or suffix.startswith("mia"):
+    if name in _TERMS or suffix in _TERMS:
+        return _TERMS.get(name) or _TERMS[suffix]
+    if _is_membership(name):
         return _TERMS["tpr" if "tpr" in suffix else "auc"]
     matches = [key for key in _TERMS if key in suffix]
-    if matches:
-        return _TERMS[max(matches, key=len)]
-    return Term(suffix.replace("_", " "), "")
+    return _TERMS[max(matches, key=len)] if matches else Term(suffix.replace("_", " "), "")
 
 
-def _variant(suffix: str, term: Term) -> str:
-    """Say which variant of a known term a longer name means (a paraphrase, or a membership score)."""
-    if suffix.startswith("paraphrase") and "paraphrase" not in term.phrase:
-        return "paraphrased-"
-    if term.group == "Membership":
-        return next((f"{words} " for key, words in _SCORES.items() if key in suffix), "")
-    return ""
+def _phrase(name: str, suffix: str, term: Term) -> str:
+    """Say which variant of a known term a longer name means: a membership score, or a paraphrased question."""
+    if _is_membership(name):
+        score = next((f"{words} " for key, words in _SCORES.items() if key in name), "")
+        return score + term.phrase
+    return f"{term.phrase}, paraphrased question" if suffix.startswith("paraphrase") else term.phrase
 
 
 def _group(name: str, dataset: str, term: Term) -> str:
-    """Choose the group: the term's own, else by the set it was measured on."""
+    """Choose the group: the term's own, else by the set it was measured on; sets of other names are utility."""
     if term.group:
         return term.group
-    if "utility" in name or dataset in ("retain", "real_authors", "world_facts", "utility"):
-        return "Utility"
-    return "Forgetting" if dataset.startswith("forget") else "Other"
+    if dataset.startswith("forget"):
+        return "Forgetting"
+    return "Utility" if "utility" in name or (dataset and not dataset.startswith("holdout")) else "Other"
 
 
 def describe(name: str) -> Words:
     """Return the words for a metric name such as `forget.probability`; unknown names are shown as they are."""
     dataset, _, suffix = name.rpartition(".")
     term = _term(name, suffix)
-    phrase = _variant(suffix, term) + term.phrase
+    phrase = _phrase(name, suffix, term)
     where = _SETS.get(dataset, dataset.replace("_", " ").replace(".", " "))
-    title = phrase if not where or where in ("membership", "mia", "behaviour") else f"{where} {phrase}"
+    title = phrase if not where or _is_membership(name) else f"{where} {phrase}"
     return Words(
         title=title[:1].upper() + title[1:],
         phrase=phrase[:1].upper() + phrase[1:],
@@ -170,7 +185,8 @@ def key_metrics(view: ReportView, limit: int = 6) -> list[str]:
     if view.key_metrics:
         return [name for name in view.key_metrics if name in present]
     lead = [name for name in _LEADING if name in present]
-    for group in ("Membership", "Behaviour", "Forgetting", "Utility"):
+    have = {describe(name).group for name in lead}
+    for group in [g for g in ("Membership", "Behaviour") if g not in have] + ["Forgetting", "Utility"]:
         lead += [name for name in present if describe(name).group == group and name not in lead][:1]
     return lead[:limit]
 

@@ -11,7 +11,7 @@ from expunge.report.markup import para, quote, tag
 from expunge.report.style import CSS, SCRIPT
 from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences, not_tested
 from expunge.report.view import REPORT_SCHEMA, ReportView
-from expunge.report.words import duration, listed
+from expunge.report.words import duration, listed, moment
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -105,11 +105,13 @@ def _banner(view: ReportView) -> str:
 def _facts(view: ReportView) -> str:
     run, facts = view.run, []
     if run.get("started"):
-        facts.append(f"started {run['started']}")
+        facts.append(f"started {moment(str(run['started']))}")
     if run.get("seconds") is not None:
         facts.append(f"took {duration(float(run['seconds']))}")
     if run.get("steps") is not None:
         facts.append(f"{run['steps']} steps")
+    if run.get("stopped"):
+        facts.append(f"stopped early: {run['stopped']}")
     if run.get("peak_memory_mb") is not None:
         facts.append(f"peak memory {float(run['peak_memory_mb']):.0f} MB")
     if run.get("recipe_hash"):

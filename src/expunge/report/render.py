@@ -12,7 +12,7 @@ from expunge.report.page import page
 from expunge.report.tables import markdown_table
 from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences, not_tested, tried_sentence
 from expunge.report.view import ModelView, ReportView
-from expunge.report.words import check, check_page, listed
+from expunge.report.words import check, check_page, listed, moment
 
 
 def render(view: ReportView, *, show_examples: bool = False) -> str:
@@ -62,7 +62,7 @@ def _card_facts(view: ReportView) -> list[str]:
     """List date, methods with their sources, and what was asked."""
     lines = ["## Data removal", ""]
     if view.run.get("started"):
-        lines.append(f"- **Date:** {view.run['started']}")
+        lines.append(f"- **Date:** {moment(str(view.run['started']))}")
     for name, model in view.changed.items():
         card = model.method or {}
         claim = model.claim or view.claim

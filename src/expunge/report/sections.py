@@ -134,7 +134,8 @@ def measured(view: ReportView) -> str:
     rule = (
         f"Green lies within {CLOSE:g} of the reference (in units of the metric's range), red lies more than {OFF:g} "
         "away with intervals that do not touch, amber lies between. Without a reference, membership is compared with "
-        "chance level and utility with the model before; a forgetting number alone gets no colour. "
+        "chance level and utility with the model before; a forgetting number alone gets no colour. Where only one "
+        "side counts, the better side is green, but a forgetting number far beyond the reference is amber. "
         "Intervals are 95 %. Rows say how many items stand behind a number."
     )
     return table + details("How the colours are chosen", para(rule)) if table else ""
@@ -209,9 +210,10 @@ def comes_back(view: ReportView) -> str:
 
 
 def cannot_show(view: ReportView) -> str:
-    """Return the five mismatches that every report prints."""
+    """Return the five mismatches that every report prints, and what the audit says that it does not show."""
     items = "".join(tag("li", tag("strong", escape(text)) + " " + escape(_WHY[text])) for text in MISMATCHES)
-    return tag("ol", items, "mismatches")
+    more = tag("h3", "Also not shown by this audit") + bullets(view.not_shown) if view.not_shown else ""
+    return tag("ol", items, "mismatches") + more
 
 
 _WHY = {

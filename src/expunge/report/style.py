@@ -114,16 +114,15 @@ details details{background:var(--bg)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
 .nowrap{white-space:nowrap}
 .metrics{border-collapse:separate;border-spacing:0}
-.metrics th,.metrics td{padding:9px 8px;text-align:right;border-bottom:1px solid var(--grid);vertical-align:top;
+.metrics th,.metrics td{padding:9px 8px;text-align:right;border-top:1px solid var(--grid);vertical-align:top;
   font-size:14px;line-height:1.4}
 .metrics tr>:last-child{padding-right:14px}
-.metrics tbody:last-child tr:last-child>*{border-bottom:0}
 .metrics td{white-space:nowrap}
 .metrics small{display:block;color:var(--muted);font-weight:400;font-size:11.5px;line-height:1.4;margin-top:2px}
 .metrics th:first-child{text-align:left;min-width:206px;max-width:230px;position:sticky;left:0;
   background:var(--surface);font-weight:400;z-index:1;padding-left:14px}
 .metrics .mtitle{font-weight:600}
-.metrics thead th{font-weight:600;vertical-align:bottom;border-bottom:1.5px solid var(--ink)}
+.metrics thead th{font-weight:600;vertical-align:bottom;border-top:0;border-bottom:1.5px solid var(--ink)}
 .metrics thead th:first-child{font-weight:600}
 .metrics .group th:first-child{background:var(--sunk);font:600 15px/1.4 var(--serif);max-width:none;padding-top:7px;
   padding-bottom:7px}
@@ -198,7 +197,7 @@ svg .value{font-variant-numeric:tabular-nums}
 .curve.retain{stroke-dasharray:6 3}
 svg text.name.forget{fill:var(--m1)}
 svg text.name.retain{fill:var(--m0)}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:18px 28px}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:18px 28px}
 .panels figure{margin:0}
 .run{border-top:1px solid var(--grid);padding-top:14px;display:grid;grid-template-columns:130px minmax(0,1fr);gap:14px}
 .run:first-child{border-top:0}

@@ -37,9 +37,12 @@ class Footnotes:
 
     def dash(self, reason: str) -> str:
         """Return a dash with the reason as tooltip and a link to its footnote."""
+        return tag("abbr", "–", "", {"title": reason}) + hidden(f"no value: {reason}") + self.link(reason)
+
+    def link(self, reason: str) -> str:
+        """Return the raised number that leads to the footnote."""
         index = self.reasons.setdefault(reason, len(self.reasons) + 1)
-        mark = tag("abbr", "–", "", {"title": reason}) + hidden(f"no value: {reason}")
-        return mark + tag("sup", tag("a", str(index), "", {"href": f"#fn-{index}"}))
+        return tag("sup", tag("a", str(index), "", {"href": f"#fn-{index}"}))
 
     def notes(self) -> str:
         """Return the list of footnotes ("" without any)."""
@@ -59,9 +62,15 @@ def _cell(view: ReportView, name: str, model: ModelView, notes: Footnotes) -> st
     tip = {"title": verdict.words} if verdict.words else None
     pill = tag("span", number(estimate["value"]) + mark, f"pill j-{verdict.level}", tip)
     bounds = interval(estimate)
-    small = tag("small", escape(bounds)) if bounds else ""
+    small = tag("small", escape(bounds)) if bounds else _no_interval(estimate, notes)
     more = {"data-value": repr(float(estimate["value"]))}
     return tag("td", pill + words + small, "", more)
+
+
+def _no_interval(estimate: EstimateDict, notes: Footnotes) -> str:
+    """Say why a value has no interval, if it is known."""
+    reason = str(estimate.get("reason") or "")
+    return tag("small", "no interval" + notes.link(reason)) if reason else ""
 
 
 def _counts(view: ReportView, name: str) -> str:
@@ -87,7 +96,8 @@ def _row(view: ReportView, name: str, notes: Footnotes) -> str:
 
 
 def _role(name: str, model: ModelView) -> str:
-    return tag("small", escape(model.role)) if model.role != name else tag("small", "&nbsp;")
+    role = "unlearned" if model.role == "method" else model.role
+    return tag("small", escape(role) if role != name else "&nbsp;")
 
 
 def metrics_table(view: ReportView) -> str:

@@ -87,7 +87,7 @@ def measured_sentences(view: ReportView) -> list[str]:
 
 
 def far_sentences(view: ReportView) -> list[str]:
-    """Name what is far from the reference: the metrics of a single model, the groups of each of several."""
+    """Say what is far from the reference: the metrics of a single model, the groups of each of several."""
     out = []
     for model_name, model in view.changed.items():
         found = {
@@ -95,10 +95,21 @@ def far_sentences(view: ReportView) -> list[str]:
             for name in metric_names(view)
             if (verdict := judge(name, model.metrics.get(name), anchor(view, name))).level == "bad"
         }
-        said = _by_group(found) if len(view.changed) > 1 else {describe(n).title: words for n, words in found.items()}
-        if said:
+        if len(view.changed) == 1:
+            out += _by_meaning(found)
+        elif found:
+            said = _by_group(found)
             out.append(f"{model_name}: " + "; ".join(f"{title} ({words})" for title, words in said.items()))
     return out
+
+
+def _by_meaning(found: dict[str, str]) -> list[str]:
+    """Gather metrics that are far in the same way: one line per meaning."""
+    lines: dict[str, list[str]] = {}
+    for name, words in found.items():
+        side, _, meaning = words.partition(": ")
+        lines.setdefault(f"{meaning.capitalize()}, {side}" if meaning else side.capitalize(), []).append(name)
+    return [f"{head}: {listed([describe(name).title for name in names])}" for head, names in lines.items()]
 
 
 def _by_group(found: dict[str, str]) -> dict[str, str]:

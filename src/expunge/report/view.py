@@ -46,7 +46,7 @@ class ModelView:
     """One measured model.
 
     Attributes:
-        role: `target` (before), `reference` (never saw the forget set), `unlearned`, or another word.
+        role: `target` (before), `reference` (never saw the forget set), or another word for a changed model.
         method: the method card as a dict, or None.
         metrics: estimates by metric name.
         seconds: wall time of the procedure that made the model.
@@ -119,6 +119,7 @@ class ReportView:
         relearning: the relearning curves, or None.
         key_metrics: metrics of the cards and of the interval plots; empty: chosen from what is there.
         plane_metric: horizontal axis of the plane; "": chosen from what is there.
+        not_shown: what the audit says that it cannot show.
         notes: remarks on the input files that a reader must know.
         schemas: schema versions of the files read, by file name.
     """
@@ -136,6 +137,7 @@ class ReportView:
     relearning: RelearnView | None = None
     key_metrics: Sequence[str] = ()
     plane_metric: str = ""
+    not_shown: Sequence[str] = ()
     notes: Sequence[str] = ()
     schemas: Mapping[str, Any] = field(default_factory=dict)
 

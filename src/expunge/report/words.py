@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from typing import Any
@@ -27,9 +28,11 @@ def number(value: float, like: float | None = None) -> str:
     if not math.isfinite(value):
         raise ValueError(f"a report cannot show {value}")
     size = abs(value)
-    if size and (size < 0.0005 or size >= 1e6):
+    if size and (size < 0.00005 or size >= 1e6):
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
+    if like is None and 0 < size < 0.0005:
+        return f"{value:.4f}".replace("-", "−")
     size = size if like is None else max(abs(like), 0.001)
     decimals = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
     return f"{value:,.{decimals}f}".replace("-", "−").replace(",", "\u202f")
@@ -52,6 +55,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def moment(text: str) -> str:
+    """Format an ISO time for people; a text of another form stays as it is."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d(?:\.\d+)?)?(Z|\+00:00)", text)
+    return f"{found[1]} {found[2]} UTC" if found else text
 
 
 def plain(value: Any) -> str:

@@ -29,13 +29,17 @@ TRAINING: Mapping[str, Any] = {
     "learning_rate": 4e-3, "epochs": 18, "batch_size": 16, "schedule": "cosine", "warmup_ratio": 0.1,
     "optimizer": {"weight_decay": 0.0, "betas": (0.9, 0.95)},
 }  # fmt: skip
-#: Settings found once on the archive (seed 0) by the rule written in the recipes folder; the methods of the demo.
+#: Chosen on another archive (seed 1) by a rule fixed beforehand: the highest forget quality among settings that keep
+#: 85 % of the target's utility. No setting of ga keeps it; its line shows what happens without a retain term.
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "ga": {"training": {"learning_rate": 5e-4, "epochs": 5}},
-    "grad_diff": {"training": {"learning_rate": 5e-4, "epochs": 5}},
-    "npo": {"training": {"learning_rate": 5e-4, "epochs": 5}},
-    "simnpo": {"training": {"learning_rate": 5e-4, "epochs": 5}},
-    "idk": {"training": {"learning_rate": 5e-4, "epochs": 5}},
+    "ga": {"training": {"learning_rate": 2e-3, "epochs": 10}},
+    "grad_diff": {"training": {"learning_rate": 1e-3, "epochs": 10}},
+    "npo": {"training": {"learning_rate": 3e-3, "epochs": 15}},
+    "simnpo": {
+        "training": {"learning_rate": 3e-3, "epochs": 15},
+        "method": {"beta": 1.0, "forget_weight": 1.0},
+    },
+    "idk": {"training": {"learning_rate": 3e-3, "epochs": 10}},
 }
 
 
