@@ -15,23 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, 
 from expunge.audit.config import AuditConfig
 from expunge.audit.policy import Policy
 from expunge.data.config import DataConfig
-from expunge.errors import RecipeError
+from expunge.errors import RecipeError, nearest
 from expunge.methods.base import MethodConfig
 from expunge.methods.registry import get_method, methods, parse_method, recipe_error
 from expunge.models.config import ModelConfig
 from expunge.training.config import TrainingConfig
 
 
-class _Resolved(BaseModel):
+class _Named(BaseModel):
     """A recipe with every value that matters written down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("run", description="name of the run; part of its folder's name", pattern=r"^[\w.-]+$")
-    seed: int = Field(0, ge=0, description="seed of every random choice")
-    model: ModelConfig
-    data: DataConfig
-    training: TrainingConfig
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved recipe as JSON values."""
@@ -51,6 +47,13 @@ class _Resolved(BaseModel):
     def folder_name(self) -> str:
         """Name of the run's folder: name and the first eight characters of the hash."""
         return f"{self.name}-{self.hash[:8]}"
+
+
+class _Resolved(_Named):
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
 
 
 class Recipe(_Resolved):
@@ -78,6 +81,36 @@ class TrainRecipe(_Resolved):
             raise recipe_error(error, "", cls) from None
 
 
+class AuditRecipe(_Named):
+    """Measuring models that exist already, all on the same data and against the same reference."""
+
+    name: str = Field("audit", description="name of the audit; part of its folder's name", pattern=r"^[\w.-]+$")
+    models: dict[str, str] = Field(min_length=1, description="models to measure by name: folders or hub ids")
+    model: ModelConfig
+    data: DataConfig
+    audit: AuditConfig
+    policy: Policy
+
+    @classmethod
+    def build(cls, models: Mapping[str, str], settings: Mapping[str, Any]) -> AuditRecipe:
+        """Return the typed recipe of an audit.
+
+        Args:
+            models: folders or hub ids by name.
+            settings: nested settings; of an unlearning recipe, the parts that concern an audit are taken.
+
+        Raises:
+            RecipeError: for an unknown key or a value out of range.
+        """
+        parts = {key: _section(settings, key) for key in ("model", "data", "audit", "policy")}
+        parts["model"] = {key: value for key, value in parts["model"].items() if key != "base"}
+        parts["model"]["path"] = next(iter(models.values()), "")
+        try:
+            return cls(models=dict(models), **parts)
+        except ValidationError as error:
+            raise recipe_error(error, "", cls) from None
+
+
 def build_recipe(settings: Mapping[str, Any]) -> Recipe:
     """Return the typed recipe for nested settings.
 
@@ -86,6 +119,9 @@ def build_recipe(settings: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: for an unknown or missing key, or a value out of range, naming it and the nearest valid one.
     """
+    for key in settings:
+        if key not in Recipe.model_fields:
+            raise RecipeError("no such key", field=key, remedy=nearest(key, Recipe.model_fields))
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
     method = parse_method(_section(values, "method"))
     defaults = get_method(str(method.name)).training_defaults  # type: ignore[attr-defined]

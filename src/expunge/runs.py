@@ -63,6 +63,21 @@ def read_run(path: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
 
 
+def earlier_run(path: Path, recipe_hash: str) -> dict[str, Any]:
+    """Return the `run.json` of the run to go on with, or {} if there is none.
+
+    Raises:
+        RecipeError: if it was made with another recipe.
+    """
+    found = read_run(path)
+    if found and found.get("recipe_hash") != recipe_hash:
+        raise RecipeError(
+            "the run was made with another recipe", field="--resume", value=str(path),
+            remedy="Use the same recipe and options, or --overwrite",
+        )  # fmt: skip
+    return found
+
+
 def check_output(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise what would keep a run from being written to `path`; nothing is written or deleted.
 

@@ -42,7 +42,7 @@ from expunge.models.loading import DTYPES, save_model
 from expunge.recipe import Recipe
 from expunge.report.folder import view_from_run
 from expunge.report.render import write_report
-from expunge.runs import RunFolder, check_output, read_run, write_text
+from expunge.runs import RunFolder, check_output, earlier_run, write_text
 from expunge.training.probe import LikelihoodProbe
 
 if TYPE_CHECKING:
@@ -85,28 +85,20 @@ def run(
     Raises:
         ExpungeError: one of its kinds; the run folder then says what happened.
     """
-    method = get_method(recipe.method.name)  # type: ignore[attr-defined]
-    if "retain" in method.card.needs and recipe.data.retain is None and _retain_term(recipe) != "none":
-        raise RecipeError(
-            f"method {method.card.name!r} needs a retain set", field="data.retain", remedy="Give --retain FILE"
-        )
+    _check_needs(recipe)
     path, watch = output_dir or Path("runs") / recipe.folder_name, watcher or Silent()
     check_output(path, overwrite=overwrite, resume=resume)
-    if resume and (earlier := read_run(path)):
-        if earlier.get("recipe_hash") != recipe.hash:
-            raise RecipeError(
-                "the run was made with another recipe", field="--resume", value=str(path),
-                remedy="Use the same recipe and options, or --overwrite",
-            )  # fmt: skip
-        if earlier.get("status") == "finished":
-            return _finished(recipe, path, str(earlier.get("stopped", "")))
+    earlier = earlier_run(path, recipe.hash) if resume else {}
+    if earlier.get("status") == "finished":
+        return _finished(recipe, path, str(earlier.get("stopped", "")))
     data = load_data(recipe.data)
     watch.stage("Loading the model")
-    opened = open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))
+    opened = [open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))]
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
     job = _Job(recipe, data, folder, records_dir or path / "records", watch, show_examples)
     with job.recorded(commands):
-        return job.carry_out(opened, resume=resume)
+        # Handed over, not shared: a method that trains another model must not keep this one in memory.
+        return job.carry_out(opened.pop(), resume=resume)
 
 
 def _finished(recipe: Recipe, path: Path, stopped: str) -> RunResult:
@@ -120,8 +112,20 @@ def _training_dtype(recipe: Recipe) -> str:
     return "bfloat16" if recipe.training.precision == "pure_bf16" else "float32"
 
 
-def _retain_term(recipe: Recipe) -> str:
-    return str(recipe.method.model_dump().get("retain", "needed"))
+def _check_needs(recipe: Recipe) -> None:
+    """Raise if an input that the method needs is missing."""
+    card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
+    retains = recipe.method.model_dump().get("retain", "needed") != "none"
+    if "retain" in card.needs and retains and recipe.data.retain is None:
+        raise RecipeError(
+            f"method {card.name!r} needs a retain set", field="data.retain",
+            remedy="Give --retain FILE, or --set method.retain=none if the method allows it",
+        )  # fmt: skip
+    if "base_model" in card.needs and recipe.model.base is None:
+        raise RecipeError(
+            f"method {card.name!r} needs the model that never saw the data", field="model.base",
+            remedy="Give --base DIR",
+        )  # fmt: skip
 
 
 class _Job:

@@ -15,7 +15,7 @@ from expunge.methods.gradient import choose_parameters
 from expunge.models.digests import model_digest
 from expunge.models.loading import DTYPES, save_model
 from expunge.recipe import TrainRecipe
-from expunge.runs import RunFolder, check_output, read_run, write_text
+from expunge.runs import RunFolder, check_output, earlier_run, write_text
 from expunge.training.finetune import FineTuneTask
 from expunge.training.loop import Trainer, TrainingResult
 from expunge.training.probe import LikelihoodProbe
@@ -50,14 +50,9 @@ def train(
         raise RecipeError("a training set is needed", field="data.train", remedy="Give --data FILE")
     path = output_dir or Path("runs") / recipe.folder_name
     check_output(path, overwrite=overwrite, resume=resume)
-    if resume and (earlier := read_run(path)):
-        if earlier.get("recipe_hash") != recipe.hash:
-            raise RecipeError(
-                "the run was made with another recipe", field="--resume", value=str(path),
-                remedy="Use the same recipe and options, or --overwrite",
-            )  # fmt: skip
-        if earlier.get("status") == "finished":
-            return path
+    earlier = earlier_run(path, recipe.hash) if resume else {}
+    if earlier.get("status") == "finished":
+        return path
     examples = load_examples(config.train, name="train", columns=config.columns, limit=config.limit)
     splits = load_data(config, need_forget=False).splits
     watch.stage("Loading the model")

@@ -76,7 +76,7 @@ class Data:
     audited: Mapping[str, Sequence[Example]]
 
     def all_sets(self) -> dict[str, Sequence[Example]]:
-        """Return every set that will be encoded; one that is audited from another source appears as `name (audited)`."""
+        """Return every set that will be encoded; what is audited from another source is there twice."""
         trained = self.splits.named()
         others = {name: found for name, found in self.audited.items() if found is not trained.get(name)}
         return trained | {f"{name} (audited)" if name in trained else name: found for name, found in others.items()}

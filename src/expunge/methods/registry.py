@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -86,7 +87,14 @@ def recipe_error(error: ValidationError, where: str, model: type[Any]) -> Recipe
         return RecipeError(
             "no such key", field=path, remedy=nearest(str(first["loc"][-1]), _fields(model, first["loc"]))
         )
-    return RecipeError(first["msg"][0].lower() + first["msg"][1:], field=path, value=first.get("input"))
+    if first["type"] == "missing":
+        return RecipeError("is missing", field=path, remedy=f"Give it in the recipe or with --set {path}=VALUE")
+    if first["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", str(first["ctx"]["expected"]))
+        remedy = nearest(str(first["input"]), options)
+        return RecipeError("no such value", field=path, value=first["input"], remedy=remedy)
+    message = first["msg"].removeprefix("Value error, ")
+    return RecipeError(message[0].lower() + message[1:], field=path, value=first.get("input"))
 
 
 def _fields(model: type[Any], loc: tuple[int | str, ...]) -> list[str]:

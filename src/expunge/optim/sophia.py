@@ -18,6 +18,9 @@ class Sophia(ClippedOptimizer):
     gradient of the mean cross-entropy on labels drawn from the model (`objectives.targets.sampled_label_nll`) in
     `.grad`, neither clipped nor kept for the step that follows.
 
+    Neither average is corrected for its start at 0: with decay 0.99 the curvature reaches a tenth of its size after
+    ten estimates, so a short run is clipped more than a long one. Read `clip_fraction`.
+
     Args:
         params: parameters or groups of them.
         lr: learning rate; a fully clipped step moves every weight by this much.

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 from expunge.api.job import run
 from expunge.api.train import train
 from expunge.api.workspace import Silent, Watcher
-from expunge.audit.document import AuditDocument, read_audit, write_json
-from expunge.data.fictitious import build_archive
+from expunge.audit.document import AuditDocument, write_json
+from expunge.data.fictitious import Archive, build_archive
+from expunge.errors import Interrupted, RecipeError, nearest
+from expunge.methods.registry import get_method
 from expunge.models.loading import save_model
 from expunge.models.tiny import build_llama, build_tokenizer
 from expunge.recipe import TrainRecipe, build_recipe, merge
 from expunge.report.folder import view_from_audit
 from expunge.report.render import write_report
 from expunge.runs import RunFolder
+from expunge.studies.compare import compare
 
 #: Invented people in the archive; a tenth of them is the forget set.
 PEOPLE = 40
@@ -39,7 +43,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "training": {"learning_rate": 3e-3, "epochs": 15},
         "method": {"beta": 1.0, "forget_weight": 1.0},
     },
-    "idk": {"training": {"learning_rate": 3e-3, "epochs": 10}},
+    "idk": {"training": {"learning_rate": 2e-3, "epochs": 60}},
 }
 
 
@@ -87,35 +91,44 @@ def run_demo(
         methods: those of `METHODS` to run; all by default.
         watcher: follows the runs.
     """
-    watch = watcher or Silent()
+    for name in methods:
+        if name not in METHODS:
+            raise RecipeError("not in the demo", field="methods", value=name, remedy=nearest(name, METHODS))
+    archive, watch = build_archive(people, seed=seed), watcher or Silent()
     whole = RunFolder(folder, overwrite=overwrite)
     whole.start({"kind": "demo", "name": "demo"})
-    with whole.recorded():
+    with whole.recorded(), _not_resumable():
         paths = DemoPaths(folder)
-        watch.stage(f"Inventing {people} people")
-        make_world(paths, people=people, seed=seed)
-        for name, which in (("target", "full"), ("reference", "retain90")):
-            watch.stage(f"The {name}: training on {which}")
-            train_one(paths, name, which, seed=seed, watcher=watch)
-        documents = {}
+        make_world(paths, archive, seed=seed)
+        watch.heading(f"target: learns all {people} invented people")
+        train_one(paths, "target", "full", seed=seed, watcher=watch)
+        watch.heading("reference: never sees a tenth of them")
+        train_one(paths, "reference", "retain90", seed=seed, watcher=watch)
         for name in methods or METHODS:
+            watch.heading(f"{name}: {get_method(name).card.title}")
             recipe = build_recipe(demo_recipe(paths, name, seed=seed))
             run(recipe, output_dir=folder / name, records_dir=paths.records, watcher=watch)
-            documents[name] = read_audit(folder / name / "audit.json")
-        joined = join(documents)
-        write_json(joined, folder / "audit.json")
-        runs = {name: folder / name for name in documents}
+        found = compare([folder / name for name in methods or METHODS])
+        write_json(found.document, folder / "audit.json")
         view = view_from_audit(
-            joined.model_dump(mode="json"), title="Expunge demo", runs=runs, reproduce=["make demo"],
+            found.document.model_dump(mode="json"), title="Expunge demo", runs=found.runs, reproduce=["make demo"],
             what_was_asked=asked(paths, people),
         )  # fmt: skip
         write_report(view, folder / "report.html")
-    return joined
+    return found.document
 
 
-def make_world(paths: DemoPaths, *, people: int, seed: int) -> None:
+@contextmanager
+def _not_resumable() -> Iterator[None]:
+    """A run in the demo could go on; the demo as a whole starts again."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted("the demo was interrupted", remedy="Start again with --overwrite") from error
+
+
+def make_world(paths: DemoPaths, archive: Archive, *, seed: int) -> None:
     """Write the archive and the untrained model."""
-    archive = build_archive(people, seed=seed)
     archive.write_jsonl(paths.data)
     tokenizer = build_tokenizer(archive.texts())
     save_model(build_llama(len(tokenizer), seed=seed, **SHAPE), tokenizer, paths.base)
@@ -145,14 +158,6 @@ def demo_recipe(paths: DemoPaths, method: str, *, seed: int) -> dict[str, Any]:
         "audit": {"max_new_tokens": 32},
     }  # fmt: skip
     return merge(shared, METHODS[method])
-
-
-def join(documents: Mapping[str, AuditDocument]) -> AuditDocument:
-    """Return one document with target, reference and every method's model, from runs on the same data."""
-    first = next(iter(documents.values()))
-    models = {"target": first.models["target"], "reference": first.models["reference"]}
-    models |= {name: document.models[name] for name, document in documents.items()}
-    return first.model_copy(update={"models": models})
 
 
 def asked(paths: DemoPaths, people: int) -> list[tuple[str, str]]:

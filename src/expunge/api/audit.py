@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure model folders: several models on the same data, against the same reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.api.memory import document, entry, estimate
+from expunge.api.workspace import (
+    Data,
+    Opened,
+    Silent,
+    Watcher,
+    final_dtype,
+    is_records,
+    load_data,
+    open_model,
+    read_reference,
+    release,
+)
+from expunge.audit.document import AuditDocument, ModelEntry, ModelRole, environment, estimates, write_json
+from expunge.audit.measure import Measurer
+from expunge.audit.policy import Policy, Verdict
+from expunge.audit.protocol import default_protocol
+from expunge.audit.records import Records
+from expunge.data.digests import data_digest
+from expunge.errors import InputDataError, RecipeError
+from expunge.models.config import ModelConfig
+from expunge.models.loading import check_model
+from expunge.recipe import AuditRecipe
+from expunge.report.folder import view_from_audit
+from expunge.report.render import write_report
+from expunge.runs import RunFolder, check_output, earlier_run, read_run, write_text
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """Where an audit is, what it found, and which limits of its policy are met."""
+
+    folder: Path
+    document: AuditDocument
+    verdicts: list[Verdict]
+
+
+def audit_folders(
+    recipe: AuditRecipe,
+    *,
+    output_dir: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    commands: tuple[str, ...] = (),
+    watcher: Watcher | None = None,
+    show_examples: bool = False,
+) -> AuditResult:
+    """Measure every model of a recipe; write `audit.json`, `report.html` and `records/`.
+
+    Args:
+        recipe: which models, data and settings.
+        output_dir: where to write; default `runs/audit-<hash8>`.
+        overwrite: start again where an audit already is.
+        resume: go on where an audit was interrupted; models that were measured already are not measured again.
+        commands: how to reproduce the audit, for its report.
+        watcher: follows the audit.
+        show_examples: write example texts into the report instead of redacting them.
+
+    Raises:
+        ExpungeError: one of its kinds.
+    """
+    path = output_dir or Path("runs") / recipe.folder_name
+    check_output(path, overwrite=overwrite, resume=resume)
+    if resume:
+        earlier_run(path, recipe.hash)
+    data = load_data(recipe.data, need_forget=False)
+    if not data.audited:
+        raise RecipeError("nothing to audit on", field="data", remedy="Give --forget, --retain, --holdout or --extra")
+    for source in recipe.models.values():
+        check_model(source)
+    job = _Audit(recipe, data, watcher or Silent(), path / "records")
+    opened = [job.open(next(iter(recipe.models.values())))]  # what cannot be encoded stops here, before any writing
+    folder = RunFolder(path, overwrite=overwrite, resume=resume)
+    write_text(path / "recipe.yaml", recipe.to_yaml())
+    folder.start({
+        "kind": "audit", "name": recipe.name, "recipe": recipe.to_dict(), "recipe_hash": recipe.hash,
+        "environment": environment(), "commands": list(commands),
+        "data": {name: {"n": len(found), "digest": data_digest(found)} for name, found in data.audited.items()},
+    })  # fmt: skip
+    with folder.recorded():
+        result, verdicts = job.carry_out(opened)
+        write_json(result, path / "audit.json")
+        view = view_from_audit(
+            result.model_dump(mode="json"), title=recipe.name.capitalize(), runs=_runs(recipe.models, result),
+            what_was_asked=_asked(recipe, data), reproduce=commands,
+        )  # fmt: skip
+        write_report(view, path / "report.html", show_examples=show_examples)
+    return AuditResult(path, result, verdicts)
+
+
+class _Audit:
+    def __init__(self, recipe: AuditRecipe, data: Data, watcher: Watcher, records: Path) -> None:
+        self._recipe, self._data, self._watcher, self._folder = recipe, data, watcher, records
+
+    def open(self, source: str) -> Opened:
+        """Load one model with the encoder that belongs to it."""
+        self._watcher.stage(f"Loading {source}")
+        config = self._config(source)
+        return open_model(config, self._recipe.data, self._data.audited, dtype=final_dtype(config))
+
+    def carry_out(self, opened: list[Opened]) -> tuple[AuditDocument, list[Verdict]]:
+        """Measure the reference and every model; `opened` holds the first model and is emptied."""
+        recipe, entries = self._recipe, dict[str, ModelEntry]()
+        measured: dict[str, tuple[Measurer, Records]] = {}
+        for name, source in recipe.models.items():
+            measured[name] = self._measure(name, opened.pop() if opened else self.open(source))
+        # The first model's measurer stands for the reference where only its records are there.
+        measurer = next(iter(measured.values()))[0]
+        reference = self._reference(measurer)
+        verdicts = []
+        for name, (own, records) in measured.items():
+            metrics = estimate(own, records, reference)
+            role, method = _made_by(name, recipe.models[name])
+            made = entry(records, metrics, role=role, method=method)
+            entries[name] = made.model_copy(update={"path": recipe.models[name]})
+            verdicts += _verdicts(recipe.policy, entries[name], name if len(measured) > 1 else "")
+        if reference is not None:
+            entries[REFERENCE] = entry(reference, estimate(measurer, reference, reference), role="reference")
+        found = document(measurer, entries)
+        return found.model_copy(update={"policy": policy_dict(recipe.policy, verdicts)}), verdicts
+
+    def _config(self, source: str) -> ModelConfig:
+        own = source == self._recipe.model.path
+        revision = self._recipe.model.revision if own else None
+        return self._recipe.model.model_copy(update={"path": source, "revision": revision})
+
+    def _measure(self, name: str, opened: Opened) -> tuple[Measurer, Records]:
+        self._watcher.stage(f"Auditing {name}")
+        measurer = Measurer(
+            opened.encoder, self._data.audited, self._recipe.audit, default_protocol(self._data.audited), self._folder,
+            self._watcher.on_audit,
+        )  # fmt: skip
+        records = measurer.measure(opened.model, name=name, model_digest=opened.digest)
+        del opened
+        release()
+        return measurer, records
+
+    def _reference(self, measurer: Measurer) -> Records | None:
+        path = self._recipe.model.reference
+        if path is None:
+            return None
+        return read_reference(path, measurer) if is_records(path) else self._measure(REFERENCE, self.open(path))[1]
+
+
+def _verdicts(policy: Policy, found: ModelEntry, name: str) -> list[Verdict]:
+    """Hold one model against the policy; `name` is put before its rules where there are several models."""
+    verdicts = policy.check(estimates(found))
+    return [verdict._replace(rule=f"{name}: {verdict.rule}") for verdict in verdicts] if name else verdicts
+
+
+def policy_dict(policy: Policy, verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
+    """Return the policy part of the audit document, None without limits."""
+    if not verdicts:
+        return None
+    return {"name": policy.name, "version": policy.version, "rules": [verdict._asdict() for verdict in verdicts]}
+
+
+def _made_by(name: str, source: str) -> tuple[ModelRole, str]:
+    """Return what a model is to the comparison, and the method that made it ("" if no run says so)."""
+    info = read_run(Path(source).absolute().parent)
+    if info.get("kind") == "run":
+        return "method", str(info["method"]["name"])
+    return ("target" if name == "target" else "other"), ""
+
+
+def _runs(models: Mapping[str, str], found: AuditDocument) -> dict[str, Path]:
+    """Return the run folders of the models that a method made."""
+    return {name: Path(models[name]).parent for name, model in found.models.items() if model.role == "method"}
+
+
+def _asked(recipe: AuditRecipe, data: Data) -> list[tuple[str, str]]:
+    """Say what was measured, on what."""
+    rows = [(f"Model {name}", source) for name, source in recipe.models.items()]
+    if recipe.model.reference:
+        rows.append(("Reference", recipe.model.reference))
+    for name, examples in data.audited.items():
+        words = f"{len(examples)} examples, digest {data_digest(examples)[:12]}"
+        rows.append((f"{name.replace('_', ' ').capitalize()} set", words))
+    return rows
+
+
+def name_models(sources: Sequence[str], *, reference: str | None = None) -> dict[str, str]:
+    """Return models by name: that of their folder, or of the one above where the folder is called `model`.
+
+    A run folder stands for the `model` folder in it, and the reference is not measured twice. Names that are equal
+    get the folder above in front.
+
+    Raises:
+        InputDataError: if a model is named twice, or none is left.
+    """
+    paths = list(dict.fromkeys(_model_folder(source) for source in sources))
+    if len(paths) < len(sources):
+        raise InputDataError("a model is named twice", field="models", value=list(sources), remedy="Name each once")
+    compared = None if reference is None else Path(_model_folder(reference)).absolute()
+    paths = [path for path in paths if Path(path).absolute() != compared]
+    if not paths:
+        raise InputDataError("no model but the reference", field="models", remedy="Name at least one other model")
+    names = {path: _tail(path, 1) for path in paths}
+    for depth in range(2, 1 + max(len(Path(path).absolute().parts) for path in paths)):
+        taken = [*names.values(), *([REFERENCE] if reference else [])]
+        names = {path: _tail(path, depth) if taken.count(name) > 1 else name for path, name in names.items()}
+    return {name: path for path, name in names.items()}
+
+
+def _model_folder(source: str) -> str:
+    """Return the model folder that a run folder holds; anything else is returned as it is."""
+    path = Path(source)
+    inside = path.is_dir() and not any((path / f"{kind}config.json").exists() for kind in ("", "adapter_"))
+    return str(path / "model") if inside and (path / "model").is_dir() else source
+
+
+def _tail(source: str, depth: int) -> str:
+    """Return the last parts of a path as a name, leaving out a last part called `model`."""
+    path = Path(source)
+    parts = [part for part in (path.absolute() if path.exists() else path).parts if part != path.anchor]
+    parts = parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts
+    return "-".join(parts[-depth:])

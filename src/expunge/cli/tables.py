@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table at the end: metrics as rows, models as columns, with intervals and the marks that the report uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from expunge.audit.policy import Verdict
+    from expunge.report.view import ModelView, ReportView
+
+#: Rows shown by default, in this order; `*` stands for further utility sets.
+KEY_METRICS = (
+    "forget.probability", "forget.rouge_l", "forget.truth_ratio", "forget.extraction_strength",
+    "forget.exact_memorization", "forget.refusal_rate", "retain.probability", "retain.rouge_l", "*.rouge_l",
+    "forget_quality", "model_utility", "privleak", "membership.min_k.auc", "membership.min_k_plus_plus.auc",
+)  # fmt: skip
+WHOLE = "whole audit"
+_FIRST = ("forget", "retain")
+_LAST = (WHOLE, "membership", "holdout")
+_ARROWS = {"higher": "↑", "lower": "↓", "reference": "◎"}
+_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "none": ""}
+_LEGEND = "↑ higher, ↓ lower, ◎ closer to the reference is better;  ≈ ✓ close or no worse, △ ▽ off, ▲ ▼ far"
+#: Reasons of missing numbers that are listed one by one.
+_MAX_REASONS = 4
+
+
+def print_results(console: Console, view: ReportView, *, all_metrics: bool = False) -> None:
+    """Print the table of every model, as several tables where one is too wide, and what has no number."""
+    shown, absent = _rows(view, all_metrics)
+    names = list(view.models)
+    while names:
+        count = _fitting(console, view, shown, names)
+        part, names = names[:count], names[count:]
+        console.print(_table(view, shown, part, stacked=not _fits(console, view, shown, part, stacked=False)))
+    console.print(Text(_LEGEND, style="dim"))
+    _print_absent(console, absent)
+    hidden = len(_ordered(view)) - len(shown) - sum(len(found) for found in absent.values())
+    if hidden > 0:
+        console.print(Text(f"{hidden} more metrics: --all-metrics, or the report", style="dim"))
+
+
+def _rows(view: ReportView, all_metrics: bool) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the metrics to show, and those of them without any number by reason."""
+    known = _ordered(view)
+    chosen = known if all_metrics else [name for name in known if _is_key(name, known)]
+    shown, absent = [], dict[str, list[str]]()
+    for name in chosen:
+        if any(model.value(name) is not None for model in view.models.values()):
+            shown.append(name)
+        else:
+            absent.setdefault(_reason(view, name), []).append(name)
+    return shown, absent
+
+
+def _is_key(name: str, known: Sequence[str]) -> bool:
+    if name in KEY_METRICS:
+        return True
+    others = [other for other in known if other.endswith(".rouge_l") and _set_of(other) not in (*_FIRST, *_LAST)]
+    return name in [other for other in others if other.count(".") == 1][:2]
+
+
+def _ordered(view: ReportView) -> list[str]:
+    """Return every metric of any model, set by set, key metrics first within a set."""
+    names = dict.fromkeys(name for model in view.models.values() for name in model.metrics)
+    sets = dict.fromkeys(_set_of(name) for name in names)
+    middle = [found for found in sets if found not in (*_FIRST, *_LAST)]
+    order = [*_FIRST, *middle, *_LAST]
+    rank = {name: i for i, name in enumerate(KEY_METRICS)}
+    return sorted(names, key=lambda name: (order.index(_set_of(name)), rank.get(name, len(rank))))
+
+
+def _set_of(name: str) -> str:
+    first, dot, _ = name.partition(".")
+    return first if dot else WHOLE
+
+
+def _reason(view: ReportView, name: str) -> str:
+    found = [model.metrics[name] for model in view.models.values() if name in model.metrics]
+    return str(found[-1].get("reason") or "no reason recorded")
+
+
+def _fitting(console: Console, view: ReportView, shown: Sequence[str], names: Sequence[str]) -> int:
+    """Return how many of the models fit beside each other, at least one."""
+    for count in range(len(names), 1, -1):
+        if _fits(console, view, shown, names[:count], stacked=True):
+            return count
+    return 1
+
+
+def _fits(console: Console, view: ReportView, shown: Sequence[str], names: Sequence[str], *, stacked: bool) -> bool:
+    table = _table(view, shown, names, stacked=stacked)
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width
+
+
+def _table(view: ReportView, shown: Sequence[str], names: Sequence[str], *, stacked: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if stacked else 2, 0, 0), header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    for name in names:
+        role = view.models[name].role
+        head = Text(name, style="bold")
+        table.add_column(head if role == name else head.append(f"\n{role}", style="not bold dim"), no_wrap=True)
+    group = ""
+    for metric in shown:
+        if _set_of(metric) != group:
+            group = _set_of(metric)
+            table.add_row(Text(group, style="bold cyan"))
+        label = Text("  " + metric.removeprefix(f"{group}.") + " ").append(_arrow(view, metric), style="dim")
+        table.add_row(label, *(_cell(view, metric, view.models[name], stacked) for name in names))
+    return table
+
+
+def _arrow(view: ReportView, metric: str) -> str:
+    from expunge.report.metrics import direction
+
+    return _ARROWS.get(direction(view, metric), "")
+
+
+def _cell(view: ReportView, metric: str, model: ModelView, stacked: bool) -> Text:
+    """Return value, mark and interval of one metric of one model."""
+    from expunge.report.judge import NONE, anchor, judge
+    from expunge.report.view import REFERENCE, TARGET
+    from expunge.report.words import interval, number
+
+    estimate = model.metrics.get(metric)
+    if estimate is None or estimate.get("value") is None:
+        return Text("–", style="dim")
+    verdict = NONE if model.role in (TARGET, REFERENCE) else judge(metric, estimate, anchor(view, metric))
+    mark = f" {verdict.mark}" if verdict.mark else ""
+    text = Text(number(estimate["value"]) + mark, style=_STYLES[verdict.level])
+    bounds = re.sub(r"\b0\.", ".", interval(estimate))
+    return text.append(f"{chr(10) if stacked else ' '}{bounds}", style="dim") if bounds else text
+
+
+def _print_absent(console: Console, absent: dict[str, list[str]]) -> None:
+    """List what has no number with its reason."""
+    for reason, names in list(absent.items())[:_MAX_REASONS]:
+        console.print(Text(f"– {', '.join(names)}: {reason}", style="dim"))
+    if len(absent) > _MAX_REASONS:
+        console.print(Text(f"– {len(absent) - _MAX_REASONS} more reasons in audit.json", style="dim"))
+
+
+def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict]) -> None:
+    """Print which limits of a policy are met."""
+    if not verdicts:
+        return
+    met = all(verdict.met for verdict in verdicts)
+    state = ("met", "bold green") if met else ("not met", "bold red")
+    console.print(Text.assemble(("Policy ", "bold"), f"{name}: ", state))
+    for verdict in verdicts:
+        mark = ("✓", "green") if verdict.met else ("✗", "red")
+        measured = "no number" if verdict.measured is None else f"{verdict.measured:.4g}"
+        console.print(Text.assemble("  ", mark, f" {verdict.rule}", (f"  measured {measured}", "dim")))
+
+
+def print_sentences(console: Console, view: ReportView) -> None:
+    """Print what may be said, and what was not tested."""
+    from expunge.report.verdict import claim_sentences, measured_sentences, not_tested
+
+    for sentence in measured_sentences(view):
+        console.print(Text(sentence))
+    for kind, sentence in claim_sentences(view):
+        console.print(Text.assemble((f"{kind.value}: " if kind else "", "bold"), sentence))
+    missing = not_tested(view)
+    if missing:
+        console.print(Text.assemble(("not tested: ", "bold"), ", ".join(missing)))
+
+
+def print_paths(console: Console, paths: dict[str, Path]) -> None:
+    """Print where things are, those that exist."""
+    console.print()
+    for label, path in paths.items():
+        if path.exists():
+            console.print(Text.assemble((f"{label:<8}", "bold"), str(path)), soft_wrap=True)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> Iterator[Text]:
+    """Return aligned lines of a label and what it says."""
+    width = max((len(label) for label, _ in rows), default=0) + 2
+    for label, text in rows:
+        yield Text.assemble((f"{label:<{width}}", "bold"), text)
