@@ -93,7 +93,9 @@ def test_requests_for_some_rows_only(target: nn.Module, items: list[Encoded]) ->
     batch = pad(items[:4], 0)
     rows = torch.tensor([3, 1])
     with torch.no_grad():
-        answer = Scorer(target)(batch.input_ids, batch.attention_mask, batch.labels, [TokenRequest(label_logp, rows)])[0]
+        answer = Scorer(target)(batch.input_ids, batch.attention_mask, batch.labels, [TokenRequest(label_logp, rows)])[
+            0
+        ]
     assert answer.lengths.tolist() == [items[3].n_labels, items[1].n_labels]
     sums = [float(naive(target, items[i])[0].sum()) for i in (3, 1)]
     np.testing.assert_allclose(answer.row_sums(), sums, rtol=1e-5)
@@ -140,8 +142,14 @@ def test_cached_reference_equals_recomputed(
 
 
 def test_soft_cap_and_scales_match_the_models_own_logits() -> None:
-    from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
-    from transformers import GraniteForCausalLM
+    from transformers import (
+        CohereConfig,
+        CohereForCausalLM,
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GraniteConfig,
+        GraniteForCausalLM,
+    )
 
     size = dict(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,

@@ -50,7 +50,9 @@ def test_schedules(schedule: str, expected: list[float]) -> None:
     assert [learning_rate(step, 6, config) for step in range(6)] == pytest.approx(expected)
 
 
-def test_loss_falls_and_every_step_is_logged(fresh: Callable[[], nn.Module], task: FineTuneTask, tmp_path: Path) -> None:
+def test_loss_falls_and_every_step_is_logged(
+    fresh: Callable[[], nn.Module], task: FineTuneTask, tmp_path: Path
+) -> None:
     result = trainer(fresh(), task, tmp_path, epochs=4, probe=lambda _: {"retain.probability": 0.5}).run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]

@@ -147,7 +147,7 @@ class _Job:
             "recipe_hash": recipe.hash, "recipe": recipe.to_dict(), "environment": environment(),
             "data": {name: {"n": len(examples), "digest": data_digest(examples)}
                      for name, examples in self._data.splits.named().items()},
-            "commands": list(commands), "runs_tried": 1,
+            "commands": list(commands), "runs_tried": None,
         })  # fmt: skip
         try:
             with folder.recorded():

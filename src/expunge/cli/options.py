@@ -14,7 +14,7 @@ from expunge.errors import RecipeError
 
 DATA, WRITE, SHOW = "Models and data", "Output", "Display"
 
-RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="YAML file; the options go on top of it.")]
+RecipeFile = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file; the options go on top of it.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="Model to change: a folder or a hub id.", rich_help_panel=DATA)
 ]

@@ -143,10 +143,15 @@ class _OnceHandler(logging.Handler):
             say(f"{record.levelname.lower()}:", "bold yellow", text)
 
 
-def limit_threads(model: str) -> None:
-    """Use one thread for a small model in a folder, unless the user chose a number of threads."""
-    size = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
-    if "OMP_NUM_THREADS" not in os.environ and 0 < size < 4 * SMALL_MODEL:
+def limit_threads(model: str | None = None) -> None:
+    """Use one thread for a small model, unless the user chose a number of threads.
+
+    Args:
+        model: folder whose weights tell the size; None for a model that is known to be small.
+    """
+    size = 0 if model is None else sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    unknown = model is not None and size == 0
+    if "OMP_NUM_THREADS" not in os.environ and not unknown and size < 4 * SMALL_MODEL:
         import torch
 
         torch.set_num_threads(1)
