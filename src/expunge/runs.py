@@ -6,10 +6,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def disk_error(error: OSError, path: Path) -> ExpungeError:
         f"cannot be written: {error.strerror}", field="output_dir", value=str(path),
         remedy="Choose a folder you may write to",
     )  # fmt: skip
+
+
+def _failed_write(error: BaseException) -> OSError | None:
+    """Return the failed write behind an error, also where a library says it in its own way; None if there is none."""
+    if isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN):
+        return error
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return seen
+        said = re.search(r"\(os error (\d+)\)", str(seen))  # how libraries written in Rust say it
+        if said and int(said[1]) in _FULL:
+            return OSError(int(said[1]), os.strerror(int(said[1])))
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -159,15 +175,16 @@ class RunFolder:
         except (Interrupted, KeyboardInterrupt) as error:
             self.finish("interrupted", error)
             raise
-        except OSError as error:
-            failure = disk_error(error, self.path) if error.errno in (*_FULL, *_FORBIDDEN) else error
-            self.finish("failed", failure)
+        except BaseException as error:
+            cause = None if isinstance(error, ExpungeError) else _failed_write(error)
+            failure = error if cause is None else disk_error(cause, self.path)
+            with suppress(
+                ExpungeError
+            ):  # on a full disk this write fails too, and the first failure is the one to show
+                self.finish("failed", failure)
             if failure is error:
                 raise
             raise failure from error
-        except BaseException as error:
-            self.finish("failed", error)
-            raise
         self.finish("finished")
 
     def finish(self, status: str, error: BaseException | None = None) -> None:

@@ -36,15 +36,18 @@ from expunge.report.render import write_report
 from expunge.runs import RunFolder, check_output, earlier_run, read_run, write_text
 
 REFERENCE = "reference"
+#: What is compared with comes first.
+_ORDER = {"target": 0, "reference": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """Where an audit is, what it found, and which limits of its policy are met."""
+    """Where an audit is, what it found, which limits of its policy are met, and the run behind each model."""
 
     folder: Path
     document: AuditDocument
     verdicts: list[Verdict]
+    runs: Mapping[str, Path]
 
 
 def audit_folders(
@@ -92,12 +95,13 @@ def audit_folders(
     with folder.recorded():
         result, verdicts = job.carry_out(opened)
         write_json(result, path / "audit.json")
+        runs = _runs(recipe.models, result)
         view = view_from_audit(
-            result.model_dump(mode="json"), title=recipe.name.capitalize(), runs=_runs(recipe.models, result),
+            result.model_dump(mode="json"), title=recipe.name.capitalize(), runs=runs,
             what_was_asked=_asked(recipe, data), reproduce=commands,
         )  # fmt: skip
         write_report(view, path / "report.html", show_examples=show_examples)
-    return AuditResult(path, result, verdicts)
+    return AuditResult(path, result, verdicts, runs)
 
 
 class _Audit:
@@ -128,6 +132,7 @@ class _Audit:
             verdicts += _verdicts(recipe.policy, entries[name], name if len(measured) > 1 else "")
         if reference is not None:
             entries[REFERENCE] = entry(reference, estimate(measurer, reference, reference), role="reference")
+        entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[1].role, len(_ORDER))))
         found = document(measurer, entries)
         return found.model_copy(update={"policy": policy_dict(recipe.policy, verdicts)}), verdicts
 

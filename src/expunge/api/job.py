@@ -7,7 +7,7 @@ import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,11 @@ from expunge.audit.document import AuditDocument, environment, estimates, read_a
 from expunge.audit.examples import shown_examples
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Verdict
-from expunge.audit.protocol import default_protocol
+from expunge.audit.protocol import Protocol, default_protocol
 from expunge.audit.records import Records
+from expunge.benchmarks.base import BenchmarkData
 from expunge.data.digests import data_digest
-from expunge.errors import RecipeError
+from expunge.errors import ExpungeError, RecipeError
 from expunge.methods.base import MethodContext, MethodOutcome
 from expunge.methods.registry import get_method
 from expunge.models.adapters import is_lora
@@ -69,6 +70,7 @@ def run(
     commands: tuple[str, ...] = (),
     watcher: Watcher | None = None,
     show_examples: bool = False,
+    benchmark: BenchmarkData | None = None,
 ) -> RunResult:
     """Carry out a recipe.
 
@@ -81,6 +83,7 @@ def run(
         commands: how to reproduce the run, for its report.
         watcher: follows the run.
         show_examples: write example texts into the report instead of redacting them.
+        benchmark: sets and protocol to measure in place of those of the recipe; its other settings are not looked at.
 
     Raises:
         ExpungeError: one of its kinds; the run folder then says what happened.
@@ -92,10 +95,13 @@ def run(
     if earlier.get("status") == "finished":
         return _finished(recipe, path, str(earlier.get("stopped", "")))
     data = load_data(recipe.data)
+    protocol = default_protocol(data.audited)
+    if benchmark is not None:
+        data, protocol = Data(data.splits, benchmark.sets), benchmark.protocol
     watch.stage("Loading the model")
     opened = [open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))]
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
-    job = _Job(recipe, data, folder, records_dir or path / "records", watch, show_examples)
+    job = _Job(recipe, data, protocol, folder, records_dir or path / "records", watch, show_examples)
     with job.recorded(commands):
         # Handed over, not shared: a method that trains another model must not keep this one in memory.
         return job.carry_out(opened.pop(), resume=resume)
@@ -130,10 +136,11 @@ def _check_needs(recipe: Recipe) -> None:
 
 class _Job:
     def __init__(
-        self, recipe: Recipe, data: Data, folder: RunFolder, records_dir: Path, watcher: Watcher, show_examples: bool
-    ) -> None:
+        self, recipe: Recipe, data: Data, protocol: Protocol, folder: RunFolder, records_dir: Path, watcher: Watcher,
+        show_examples: bool,
+    ) -> None:  # fmt: skip
         self._recipe, self._data, self._folder, self._watcher = recipe, data, folder, watcher
-        self._records_dir, self._show = records_dir, show_examples
+        self._protocol, self._records_dir, self._show = protocol, records_dir, show_examples
         self._card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
         self._name = self._card.name
 
@@ -152,8 +159,11 @@ class _Job:
         try:
             with folder.recorded():
                 yield
-        finally:
-            self._report()
+        except BaseException:
+            with suppress(ExpungeError):  # what stopped the run is the error to show, not that its report failed too
+                self._report()
+            raise
+        self._report()
 
     def carry_out(self, opened: Opened, *, resume: bool) -> RunResult:
         """Measure, unlearn, save, measure."""
@@ -165,9 +175,8 @@ class _Job:
                       "parameters": sum(p.numel() for p in model.parameters()), "saved_dtype": dtype},
         })  # fmt: skip
         measurer = Measurer(
-            encoder, self._data.audited, recipe.audit, default_protocol(self._data.audited), self._records_dir,
-            self._watcher.on_audit,
-        )  # fmt: skip
+            encoder, self._data.audited, recipe.audit, self._protocol, self._records_dir, self._watcher.on_audit
+        )
         watch.stage("Auditing the model before")
         before = self._measure(measurer, model, "target", dtype, digest)
         reference = self._reference(measurer, dtype)
@@ -240,7 +249,7 @@ class _Job:
         }
         result = document(measurer, entries).model_copy(update={"policy": rules if verdicts else None})
         write_json(result, self._folder.path / "audit.json")
-        shown = shown_examples(measurer.sets["forget"], before, after, reference)
+        shown = shown_examples(measurer.sets.get("forget", ()), before, after, reference)
         write_json({self._name: shown}, self._folder.path / "examples.json")
         return result
 

@@ -180,9 +180,8 @@ def entry(records: Records, metrics: Mapping[str, Estimate], *, role: Any = "oth
 
 def document(measurer: Measurer, entries: Mapping[str, ModelEntry]) -> AuditDocument:
     """Return the audit document of several models measured alike."""
-    protocol = measurer.protocol
     return AuditDocument(
         environment=environment(),
-        protocol={"name": protocol.name, "version": protocol.version, "roles": dict(protocol.roles)},
+        protocol=measurer.protocol.to_dict(),
         models=dict(entries),
     )

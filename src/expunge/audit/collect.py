@@ -3,26 +3,34 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from expunge.audit.config import AuditConfig
 from expunge.audit.document import environment
-from expunge.audit.protocol import Protocol, default_protocol
+from expunge.audit.extra import Text, norms_of, scores_of_texts, starts, unended, without_last
+from expunge.audit.extraction import Prefix
+from expunge.audit.neighbours import neighbour_texts, vocabulary
+from expunge.audit.protocol import Continuation, Protocol, default_protocol
 from expunge.audit.records import GeneratedItem, Records, ScoredItem
 from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoded, Encoder, Variant, ids_hash
 from expunge.data.examples import Example
 from expunge.signals.generation import Generation, generate
+from expunge.signals.gradients import GradientNorm
 from expunge.signals.likelihood import TokenScores, score
 
 Progress = Callable[[str, int, int], None]
-"""Called with the phase (`scoring` or `generation`), how many are done, and how many there are."""
+"""Called with the phase (`scoring`, `generation` or `gradients`), how many are done, and how many there are."""
+_Key = tuple[tuple[int, ...], int]
+"""Prompt ids and the most tokens added to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +44,38 @@ class _Pair:
     variant_index: int
     encoded: Encoded
     text: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One prompt to continue after the first tokens of its answer."""
+
+    pair: _Pair
+    prefix: Prefix
+    max_new_tokens: int
+
+    @property
+    def key(self) -> _Key:
+        """What makes two generations the same."""
+        return self.prefix.ids, self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One prompt to continue."""
+    """One prompt to continue, with how long and until where."""
 
     set: str
     example: Example
     prompt_variant: str
     ids: tuple[int, ...]
+    max_new_tokens: int
+    rule: Continuation
+
+    @property
+    def key(self) -> _Key:
+        """What makes two generations the same."""
+        return self.ids, self.max_new_tokens
 
 
 def collect(
@@ -63,7 +93,7 @@ def collect(
         model: the model to measure; left as it was.
         encoder: its tokenizer under one template and context length.
         sets: evaluated sets by name. Running texts are scored in chunks (`id#0`, `id#1`...) and not continued.
-        config: limits, batch size, and whether to generate.
+        config: limits, batch size, whether to generate, and what to look at beyond the two passes.
         protocol: tells the forget sets, whose paraphrased questions are continued too; the default reading of the
             set names if not given.
         progress: told after every forward.
@@ -75,23 +105,63 @@ def collect(
     protocol = protocol or default_protocol(sets)
     pairs = [pair for name, examples in sets.items() for pair in _pairs(name, examples, encoder, config)]
     kept = {(pair.set, pair.id, pair.variant) for pair in pairs}
-    prompts = [p for name in sets for p in _prompts(name, sets[name], encoder, protocol, kept) if config.generate]
+    prompts = [p for name in sets for p in _prompts(name, sets[name], encoder, config, protocol, kept)]
+    members = protocol.members or protocol.sets("forget")
+    both = [name for name in (*members, *protocol.sets("holdout")) if name in sets]
+    compared = [pair for pair in pairs if pair.variant == "answer" and pair.set in both]
+    pairs += _neighbour_pairs({name: sets[name] for name in both}, encoder, config, kept)
+    begun = [_Start(pair, *start) for pair in compared for start in starts(pair.encoded, config, encoder.max_length)]
     started = time.perf_counter()
     scores = _score_once(model, encoder, [pair.encoded for pair in pairs], config, progress)
     scored_at = time.perf_counter()
-    answers = _generate_once(model, encoder, [prompt.ids for prompt in prompts], config, progress)
+    answers = _generate_once(model, encoder, [item.key for item in (*prompts, *begun)], config, progress)
     seconds = {"scoring": scored_at - started, "generation": time.perf_counter() - scored_at}
-    counts = _counts(pairs, prompts, scores, answers)
+    counts = _counts(pairs, [*prompts, *begun], scores, answers)
+    norms: dict[Encoded, GradientNorm] = {}
+    if config.gradient_norm:
+        began = time.perf_counter()
+        norms = norms_of(model, [pair.encoded for pair in compared], partial(_counter, progress=progress))
+        seconds["gradients"], counts["backwards"] = time.perf_counter() - began, len(norms)
+    texts = scores_of_texts([_text(pair, pair.set in members) for pair in compared])
+    more = {id(pair): _measured(pair, text, norms) for pair, text in zip(compared, texts, strict=True)}
     return Records(
-        scored=[_scored_item(pair, scores[pair.encoded]) for pair in pairs],
-        generated=[_generated_item(prompt, answers[prompt.ids]) for prompt in prompts],
+        scored=[replace(_scored_item(pair, scores[pair.encoded]), **more.get(id(pair), {})) for pair in pairs],
+        generated=[
+            *(_generated_item(prompt, answers[prompt.key], encoder) for prompt in prompts),
+            *(_continued_item(start, answers[start.key], encoder) for start in begun),
+        ],
         meta=_meta(model, encoder, sets, config, protocol) | {"counts": counts, "seconds": seconds},
     )
 
 
 def _pairs(name: str, examples: Sequence[Example], encoder: Encoder, config: AuditConfig) -> list[_Pair]:
     """Return every pair to score in a set, in order."""
-    wanted = [entry for example in examples for entry in _variants(example, config)]
+    return _encoded(name, [entry for example in examples for entry in _variants(example, config)], encoder)
+
+
+def _neighbour_pairs(
+    sets: Mapping[str, Sequence[Example]], encoder: Encoder, config: AuditConfig, kept: set[tuple[str, str, str]]
+) -> list[_Pair]:
+    """Return the reworded copies to score; they vary answers that were kept, with words of all of these sets."""
+    if not config.neighbours:
+        return []
+    known = vocabulary(example.answer for examples in sets.values() for example in examples)
+    roomy = copy.copy(encoder)
+    roomy.too_long = "truncate"  # a longer word must not stop an audit whose own texts all fit
+    out = []
+    for name, examples in sets.items():
+        usable = [e for e in examples if e.kind == "text" or (name, e.id, "answer") in kept]
+        wanted = [
+            ("neighbour", number, Variant(example, answer=text))
+            for example in usable
+            for number, text in enumerate(neighbour_texts(example.answer, known, config.neighbours, seed=config.seed))
+        ]
+        out += _encoded(name, wanted, roomy)
+    return out
+
+
+def _encoded(name: str, wanted: Sequence[tuple[str, int, Variant]], encoder: Encoder) -> list[_Pair]:
+    """Return the pairs of (variant, index, what to encode), those of a running text chunk by chunk."""
     rows = encoder.encode_variants([variant for _, _, variant in wanted], where=name)
     out = []
     for row in rows:
@@ -102,8 +172,8 @@ def _pairs(name: str, examples: Sequence[Example], encoder: Encoder, config: Aud
         if example.kind == "text":
             # Chunks of one text are not independent: without a subject the text itself is the cluster.
             own, subject = f"{example.id}#{row.chunk}", example.subject or example.id
-            text = str(encoder.tokenizer.decode(list(row.encoded.ids), skip_special_tokens=True))
-        out.append(_Pair(name, own, subject, kind, number, row.encoded, text))
+            text = _decoded(encoder, row.encoded.ids)
+        out.append(_Pair(name, own, subject, kind, number, row.encoded, text, example.prompt))
     return out
 
 
@@ -123,18 +193,25 @@ def _variants(example: Example, config: AuditConfig) -> list[tuple[str, int, Var
 
 
 def _prompts(
-    name: str, examples: Sequence[Example], encoder: Encoder, protocol: Protocol, kept: set[tuple[str, str, str]]
+    name: str,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    config: AuditConfig,
+    protocol: Protocol,
+    kept: set[tuple[str, str, str]],
 ) -> list[_Prompt]:
     """Return every prompt to continue in a set; what the encoder left out (`kept` lacks it) is left out here too."""
-    out = []
+    out: list[_Prompt] = []
+    rule = protocol.continuation(name)
+    most = config.max_new_tokens if rule.max_new_tokens is None else rule.max_new_tokens
     for example in examples:
-        if example.kind == "text":
+        if example.kind == "text" or not config.generate:
             continue
         if (name, example.id, "answer") in kept:
-            out.append(_Prompt(name, example, "question", encoder.prompt_ids(example)))
+            out.append(_Prompt(name, example, "question", encoder.prompt_ids(example), most, rule))
         if name in protocol.sets("forget") and (name, example.id, "paraphrased_question") in kept:
             ids = encoder.prompt_ids(example, prompt=example.paraphrased_prompt)
-            out.append(_Prompt(name, example, "paraphrase", ids))
+            out.append(_Prompt(name, example, "paraphrase", ids, most, rule))
     return out
 
 
@@ -152,23 +229,21 @@ def _score_once(
 def _generate_once(
     model: PreTrainedModel,
     encoder: Encoder,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[_Key],
     config: AuditConfig,
     progress: Progress | None,
-) -> dict[tuple[int, ...], Generation]:
+) -> dict[_Key, Generation]:
+    """Return the generation of every different (prompt, length); prompts of one length share their batches."""
     unique = list(dict.fromkeys(prompts))
-    if not unique:
-        return {}
     done = _counter("generation", len(unique), progress)
-    found = generate(
-        model,
-        encoder.tokenizer,
-        unique,
-        max_new_tokens=config.max_new_tokens,
-        batch_tokens=config.batch_tokens,
-        progress=done,
-    )
-    return dict(zip(unique, found, strict=True))
+    out: dict[_Key, Generation] = {}
+    for most in dict.fromkeys(length for _, length in unique):
+        same = [ids for ids, length in unique if length == most]
+        found = generate(
+            model, encoder.tokenizer, same, max_new_tokens=most, batch_tokens=config.batch_tokens, progress=done
+        )
+        out |= {(ids, most): answer for ids, answer in zip(same, found, strict=True)}
+    return out
 
 
 def _counter(phase: str, total: int, progress: Progress | None) -> Callable[[int], None] | None:
@@ -202,24 +277,75 @@ def _scored_item(pair: _Pair, scores: TokenScores) -> ScoredItem:
     )
 
 
-def _generated_item(prompt: _Prompt, answer: Generation) -> GeneratedItem:
+def _text(pair: _Pair, forget: bool) -> Text:
+    # Ids are unique within a set only; subjects may be in both sets, and then stay together.
+    return Text(f"{pair.prompt}\n{pair.text}", forget, pair.subject or f"{pair.set}/{pair.id}")
+
+
+def _measured(pair: _Pair, text: float | None, norms: Mapping[Encoded, GradientNorm]) -> dict[str, float | None]:
+    """Return the fields of a record that only compared answers have."""
+    whole, cut = norms.get(unended(pair.encoded)), norms.get(without_last(pair.encoded))
+    return {
+        "text_score": text,
+        "gradient_norm": None if whole is None else whole.total,
+        "gradient_norm_mean": None if cut is None else cut.tensor_mean,
+    }
+
+
+def _continued_item(start: _Start, answer: Generation, encoder: Encoder) -> GeneratedItem:
+    pair, target = start.pair, start.prefix.target
+    ids = answer.ids[: len(target)]
+    return GeneratedItem(
+        set=pair.set,
+        id=pair.id,
+        subject=pair.subject,
+        prompt_variant="prefix",
+        prediction=_decoded(encoder, ids).strip(),
+        target=_decoded(encoder, target).strip(),
+        n_tokens=len(ids),
+        finished=answer.finished and len(answer.ids) <= len(target),
+        ids=ids,
+        target_ids=target,
+    )
+
+
+def _generated_item(prompt: _Prompt, answer: Generation, encoder: Encoder) -> GeneratedItem:
+    said, stopped = answer.text, False
+    if prompt.rule.stop:
+        # From the ids: white space at the start of the text can be part of a stop string.
+        said, stopped = cut_before(_decoded(encoder, answer.ids), prompt.rule.stop)
     return GeneratedItem(
         set=prompt.set,
         id=prompt.example.id,
         subject=prompt.example.subject,
         prompt_variant=prompt.prompt_variant,
-        prediction=answer.text,
-        target=prompt.example.answer,
+        prediction=said.strip(),
+        target=_cut_target(prompt.example.answer, prompt.rule.target_tokens, encoder),
         n_tokens=len(answer.ids),
-        finished=answer.finished,
+        finished=answer.finished or stopped,
     )
+
+
+def cut_before(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the first of the stop strings, and whether there was one."""
+    ends = [place for word in stop if (place := text.find(word)) >= 0]
+    return text[: min(ends, default=len(text))], bool(ends)
+
+
+def _cut_target(answer: str, tokens: int | None, encoder: Encoder) -> str:
+    """Return the answer as far as its first token ids reach, counting those the tokenizer adds itself."""
+    return answer if tokens is None else _decoded(encoder, encoder.tokenizer(answer)["input_ids"][:tokens])
+
+
+def _decoded(encoder: Encoder, ids: Sequence[int]) -> str:
+    return str(encoder.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _counts(
     pairs: Sequence[_Pair],
-    prompts: Sequence[_Prompt],
+    prompts: Sequence[_Prompt | _Start],
     scores: Mapping[Encoded, TokenScores],
-    answers: Mapping[tuple[int, ...], Generation],
+    answers: Mapping[_Key, Generation],
 ) -> dict[str, int]:
     """Return the work done; `forwards` counts sequences passed through the model, a generation as one."""
     return {
@@ -245,7 +371,7 @@ def _meta(
         "max_length": encoder.max_length,
         "dtype": str(model.dtype).removeprefix("torch."),
         "settings": config.model_dump(mode="json"),
-        "protocol": {"name": protocol.name, "version": protocol.version, "roles": dict(protocol.roles)},
+        "protocol": protocol.to_dict(),
         "data": {name: {"n": len(examples), "digest": data_digest(examples)} for name, examples in sets.items()},
         "environment": environment(str(model.device)),
     }

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from expunge.audit.records import GeneratedItem, Records, ScoredItem
+from expunge.audit.records import ChoiceItem, GeneratedItem, Records, ScoredItem
 from expunge.audit.statistics import Floats, Unavailable, checked
 
 Item = TypeVar("Item")
@@ -68,16 +68,28 @@ class View:
             scored[item.set, item.variant].append(item)
         for answer in records.generated:
             generated[answer.set, answer.prompt_variant].append(answer)
-        self._scored, self._generated = dict(scored), dict(generated)
-        self.sets = tuple(dict.fromkeys([*(s for s, _ in scored), *(s for s, _ in generated)]))
+        choices: dict[str, list[ChoiceItem]] = defaultdict(list)
+        for question in records.choices:
+            if np.isnan(np.asarray(question.scores, dtype=np.float64)).any():
+                raise ValueError(f"a score of question '{question.set}/{question.id}' is not a number")
+            choices[question.set].append(question)
+        self._scored, self._generated, self._choices = dict(scored), dict(generated), dict(choices)
+        self._absent: Mapping[str, str] = records.meta.get("absent", {})
+        self.sets = tuple(dict.fromkeys([*(s for s, _ in scored), *(s for s, _ in generated), *choices]))
 
     def scored(self, name: str, variant: str) -> list[ScoredItem]:
         """Return the scored items of one variant; raises `Unavailable` if there are none."""
-        return _found(self._scored, name, variant, self.sets, "scored")
+        return self._found(self._scored, name, variant, "scored")
 
     def generated(self, name: str, variant: str) -> list[GeneratedItem]:
         """Return the generations from one prompt variant; raises `Unavailable` if there are none."""
-        return _found(self._generated, name, variant, self.sets, "generated")
+        return self._found(self._generated, name, variant, "generated")
+
+    def choices(self, name: str) -> list[ChoiceItem]:
+        """Return the multiple-choice questions of a set; raises `Unavailable` if there are none."""
+        if not self._choices.get(name):
+            raise Unavailable(self._absent.get(name, f"the records hold no multiple-choice questions of set {name!r}"))
+        return self._choices[name]
 
     def by_id(self, name: str, variant: str) -> dict[str, list[ScoredItem]]:
         """Return the scored items of one variant by example id, each list in the order of `variant_index`."""
@@ -86,19 +98,26 @@ class View:
             groups[item.id].append(item)
         return groups
 
+    def has(self, name: str, variant: str) -> bool:
+        """Return whether anything of this variant was scored in a set."""
+        return (name, variant) in self._scored
+
+    def _found(self, index: Mapping[tuple[str, str], list[Item]], name: str, variant: str, verb: str) -> list[Item]:
+        if items := index.get((name, variant)):
+            return items
+        for key in (f"{name}/{variant}", name):
+            if key in self._absent:
+                raise Unavailable(self._absent[key])
+        if name not in self.sets:
+            raise Unavailable(f"the records hold no set {name!r}")
+        raise Unavailable(f"nothing of variant {variant!r} was {verb} for set {name!r}")
+
 
 def _require_numbers(item: ScoredItem) -> None:
     """Raise here, before ranks and minima can swallow a NaN."""
-    for field, values in (("logp", item.logp), ("mu", item.mu), ("sigma2", item.sigma2)):
+    kept = item.summary
+    means = [] if kept is None or kept.mean_logp is None else [kept.mean_logp]
+    fields = (("logp", item.logp), ("mu", item.mu), ("sigma2", item.sigma2), ("mean log-probability", means))
+    for field, values in fields:
         if np.isnan(np.asarray(values, dtype=np.float64)).any():
             raise ValueError(f"{field} of item '{item.set}/{item.id}' ({item.variant}) is not a number")
-
-
-def _found(
-    index: Mapping[tuple[str, str], list[Item]], name: str, variant: str, sets: Sequence[str], verb: str
-) -> list[Item]:
-    if items := index.get((name, variant)):
-        return items
-    if name not in sets:
-        raise Unavailable(f"the records hold no set {name!r}")
-    raise Unavailable(f"nothing of variant {variant!r} was {verb} for set {name!r}")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.audit.estimate import Direction, Estimate
+from expunge.runs import write_text
 
 ModelRole = Literal["target", "reference", "method", "other"]
 _PACKAGES = ("expunge", "torch", "transformers", "peft", "accelerate", "numpy", "scipy")
@@ -33,6 +34,7 @@ class EstimateEntry(BaseModel):
     reference: str | None = Field(None, description="Model the number was compared with.")
     compat: str = Field("fixed", description="Whose variant of the metric this is.")
     reason: str = Field("", description="Why the value or the interval is missing.")
+    caveat: str = Field("", description="Why the value is no evidence of what the metric is meant to show.")
 
 
 class ModelEntry(BaseModel):
@@ -99,9 +101,7 @@ def write_json(document: BaseModel | Mapping[str, Any], path: str | Path) -> Pat
     """Write a document so that a reader sees the old file or the new one, never half of it; return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(to_json(document), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, to_json(document))
     return path
 
 
@@ -116,12 +116,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def _plain(document: BaseModel) -> dict[str, Any]:
-    """Return the fields as JSON values; an estimate without a gap carries no `reason`."""
+    """Return the fields as JSON values; an estimate without a gap or a doubt carries no `reason` and no `caveat`."""
     plain = document.model_dump(mode="json")
     for model in plain.get("models", {}).values():
         for found in model["metrics"].values():
-            if not found["reason"]:
-                del found["reason"]
+            for key in ("reason", "caveat"):
+                if not found[key]:
+                    del found[key]
     return plain
 
 

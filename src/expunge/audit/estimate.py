@@ -22,6 +22,7 @@ class Estimate:
         reference: name of the reference the number needed, or None.
         compat: which published code's variant this is; `fixed` is the mathematically right one.
         reason: why value (or the interval) is missing; "" otherwise.
+        caveat: why the value, though there is one, is no evidence of what the metric is meant to show; "" otherwise.
 
     Raises:
         ValueError: if a value is NaN or infinite, or missing without a reason.
@@ -35,6 +36,7 @@ class Estimate:
     reference: str | None = None
     compat: str = "fixed"
     reason: str = ""
+    caveat: str = ""
 
     def __post_init__(self) -> None:
         for name in ("value", "ci_low", "ci_high"):
@@ -50,9 +52,7 @@ class Estimate:
         return cls(value=None, n=n, direction=direction, compat=compat, reason=reason)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: the keys of `audit.json`, with `reason` only where something is missing."""
+        """Return the JSON form: the keys of `audit.json`, with `reason` and `caveat` only where they say something."""
         keys = ("value", "ci_low", "ci_high", "n", "direction", "reference", "compat")
         out: dict[str, Any] = {key: getattr(self, key) for key in keys}
-        if self.reason:
-            out["reason"] = self.reason
-        return out
+        return out | {key: text for key in ("reason", "caveat") if (text := getattr(self, key))}

@@ -22,7 +22,10 @@ from expunge.data.encoding import Encoder
 from expunge.data.examples import Example
 
 #: Settings that change what the model is asked; the others only change what is computed from the answers.
-_ASKED = ("generate", "max_new_tokens", "lowercase", "limit")
+_ASKED = (
+    "generate", "max_new_tokens", "lowercase", "limit", "gradient_norm", "neighbours", "extraction_prefixes",
+    "extraction_length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,10 @@ class Measurer:
     def key(self, model_digest: str, dtype: str) -> str:
         """Return the digest of model, data and settings under which records are kept."""
         asked = {name: self.config.model_dump(mode="json")[name] for name in _ASKED}
+        asked["seed"] = self.config.seed if self.config.neighbours else 0  # nothing else that is asked depends on it
         data = {name: data_digest(examples) for name, examples in self.sets.items()}
-        roles = dict(self.protocol.roles)
-        parts = [model_digest, dtype, self.encoder.template_id, self.encoder.max_length, asked, data, roles]
+        read = {key: value for key, value in self.protocol.to_dict().items() if key in ("roles", "continuations", "members")}
+        parts = [model_digest, dtype, self.encoder.template_id, self.encoder.max_length, asked, data, read]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def measure(self, model: PreTrainedModel, *, name: str, model_digest: str) -> Records:
@@ -64,6 +68,9 @@ class Measurer:
         )
         records.meta.update(name=name, model_digest=model_digest, key=key)
         if self.folder is not None:
-            partial = write_records(records, self.folder / f".partial-{key[:16]}")
-            shutil.move(partial, self.folder / f"{name}-{key[:16]}")
+            partial = self.folder / f".partial-{key[:16]}"
+            try:
+                write_records(records, partial).rename(self.folder / f"{name}-{key[:16]}")
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return records

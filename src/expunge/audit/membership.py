@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from expunge.audit.columns import Column, View, column
 from expunge.audit.memorization import scored_part
-from expunge.audit.records import ScoredItem
+from expunge.audit.records import ScoredItem, Summary
 from expunge.audit.statistics import Floats, Unavailable
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "lowercase", "reference")
@@ -62,11 +62,15 @@ def loss_score(item: ScoredItem, *, compat: str = "fixed") -> float:
 
 def zlib_score(item: ScoredItem, *, compat: str = "fixed") -> float:
     """Return the mean log-probability over the zlib-compressed length. Source: Carlini et al., 2021."""
+    if item.zlib_bytes < 1:
+        raise Unavailable(f"the text of item '{item.set}/{item.id}' is not known, nor its compressed length")
     return loss_score(item, compat=compat) / item.zlib_bytes
 
 
 def min_k_score(item: ScoredItem, k: float, *, compat: str = "fixed") -> float:
     """Return Min-K%: the mean of the lowest log-probabilities."""
+    if item.summary is not None:
+        return _logged_min_k(item, item.summary, k, compat)
     return lowest_mean(_tokens(item, "logp", compat), k, compat=compat)
 
 
@@ -123,8 +127,23 @@ def attack_column(
     raise ValueError(f"unknown attack {attack!r}; valid: {', '.join(ATTACKS)}")
 
 
+def _logged_min_k(item: ScoredItem, summary: Summary, k: float, compat: str) -> float:
+    """Return a score that a log holds; it was taken over every token, as `muse` does."""
+    name = f"min_k@{k:g}"
+    if name not in summary.scores:
+        known = ", ".join(score for score in summary.scores if score.startswith("min_k")) or "none"
+        raise Unavailable(f"the log of item '{item.set}/{item.id}' holds no {name} (of Min-K% it holds: {known})")
+    if compat == "openunlearning" or (compat != "muse" and item.ends_with_eos):
+        raise Unavailable("the log's Min-K% is over every token: this variant leaves the last one out")
+    return summary.scores[name]
+
+
 def _whole(item: ScoredItem, compat: str) -> Floats:
-    """Return the log-probabilities that the loss and zlib scores average."""
+    """Return the log-probabilities that the loss and zlib scores average; of a log, their mean alone."""
+    if item.summary is not None and item.summary.mean_logp is not None:
+        if compat not in ("openunlearning", "muse") and item.ends_with_eos:
+            raise Unavailable("the log's mean includes the end-of-sequence token: this variant leaves it out")
+        return np.array([item.summary.mean_logp])
     if compat in ("openunlearning", "muse"):
         logp = np.asarray(item.logp, dtype=np.float64)
         if not logp.size:

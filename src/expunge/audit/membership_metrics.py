@@ -63,7 +63,7 @@ def side_replicates(context: Context, member: Column, nonmember: Column) -> Floa
 
 
 def _scores(context: Context, view: View, role: SetRole, attack: str, k: float, compat: Compat) -> Column:
-    names = context.protocol.sets(role)
+    names = (role == "forget" and context.protocol.members) or context.protocol.sets(role)
     if not names:
         raise Unavailable(f"no set has the role {role!r}")
     other = context.needed_reference() if attack == "reference" else None

@@ -62,6 +62,8 @@ def scored_part(item: ScoredItem, values: Floats | Flags, *, always: bool = Fals
         Unavailable: if nothing is left.
     """
     array = np.asarray(values, dtype=np.float64)
+    if item.summary is not None and not array.size:
+        raise Unavailable("the records come from a log without token log-probabilities")
     kept = array[:-1] if always or item.ends_with_eos else array
     if not kept.size:
         raise Unavailable(f"item '{item.set}/{item.id}' ({item.variant}) has no token to score beside its last one")

@@ -11,6 +11,7 @@ from expunge.audit.columns import Column, View
 from expunge.audit.config import AuditConfig
 from expunge.audit.estimate import Estimate
 from expunge.audit.membership_metrics import MEMBERSHIP_METRICS
+from expunge.audit.muse_metrics import MUSE_METRICS
 from expunge.audit.protocol import Protocol, SetRole
 from expunge.audit.quality_metrics import QUALITY_METRICS
 from expunge.audit.records import Records
@@ -20,7 +21,7 @@ from expunge.claims import MetricCard
 from expunge.data.refusals import load_refusals
 from expunge.errors import RecipeError, nearest
 
-AUDIT_METRICS = (*MEMBERSHIP_METRICS, *QUALITY_METRICS)
+AUDIT_METRICS = (*MEMBERSHIP_METRICS, *QUALITY_METRICS, *MUSE_METRICS)
 _CORE_ROLES: tuple[SetRole, ...] = ("forget", "retain")
 
 
@@ -53,7 +54,7 @@ def compute_metrics(
     jobs: dict[str, Callable[[], Estimate]] = {}
     for name, role, metric in _set_jobs(protocol):
         jobs[f"{name}.{metric.name}"] = partial(metric.estimate, context, name, role)
-    for whole in AUDIT_METRICS:
+    for whole in (metric for metric in AUDIT_METRICS if metric.offered(protocol)):
         jobs[whole.card.name] = partial(whole.estimate, context)
     return {name: jobs[name]() for name in select(config.metrics, jobs)}
 
@@ -73,10 +74,10 @@ def item_values(records: Records, name: str, *, protocol: Protocol, config: Audi
     return metric.columns(context, set_name, role, variant(metric.compat, config))
 
 
-def metric_cards() -> list[MetricCard]:
-    """Return the card of every metric; `{set}.` stands for any utility set."""
+def metric_cards(protocol: Protocol | None = None) -> list[MetricCard]:
+    """Return the card of every metric, or of those that a protocol has; `{set}.` stands for any utility set."""
     cards = [card for metric in SET_METRICS for card in metric.cards()]
-    return [*cards, *(metric.card for metric in AUDIT_METRICS)]
+    return [*cards, *(metric.card for metric in AUDIT_METRICS if protocol is None or metric.offered(protocol))]
 
 
 def card_for(name: str, protocol: Protocol | None = None) -> MetricCard:

@@ -45,7 +45,7 @@ class Policy(BaseModel):
     bounds: dict[str, Bound] = Field(default_factory=dict, description="limits by metric name")
 
     def check(self, metrics: Mapping[str, Estimate]) -> list[Verdict]:
-        """Return one verdict per limit; a metric without a number never meets its limit."""
+        """Return one verdict per limit; a metric without a number, or with one that is no evidence, never meets its limit."""
         found = []
         for name, bound in self.bounds.items():
             low, high = _range(metrics.get(name), bound)
@@ -57,8 +57,8 @@ class Policy(BaseModel):
 
 
 def _range(estimate: Estimate | None, bound: Bound) -> tuple[float | None, float | None]:
-    """Return the two ends that are held against the limits, or None where there is no number."""
-    if estimate is None or estimate.value is None:
+    """Return the two ends that are held against the limits, or None where there is no number to rely on."""
+    if estimate is None or estimate.value is None or estimate.caveat:
         return None, None
     if bound.whole_interval and estimate.ci_low is not None and estimate.ci_high is not None:
         return estimate.ci_low, estimate.ci_high

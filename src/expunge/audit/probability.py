@@ -20,8 +20,17 @@ EPSILON = 1e-10
 
 
 def mean_logp(item: ScoredItem) -> float:
-    """Return the mean log-probability of the labelled tokens, in nats per token."""
+    """Return the mean log-probability of the labelled tokens, in nats per token.
+
+    Raises:
+        Unavailable: if the item comes from a log that lacks the mean.
+        ValueError: if it has no scored token.
+    """
     logp = np.asarray(item.logp, dtype=np.float64)
+    if not logp.size and item.summary is not None:
+        if item.summary.mean_logp is None:
+            raise Unavailable(f"the log of item '{item.set}/{item.id}' holds no mean log-probability")
+        return item.summary.mean_logp
     if not logp.size:
         raise ValueError(f"item '{item.set}/{item.id}' ({item.variant}) has no scored token")
     return float(logp.mean())
@@ -109,12 +118,13 @@ def log_truth_ratios(view: View, name: str, *, options: bool, compat: str = "fix
     Args:
         view: the records.
         name: the set.
-        options: take the answer itself as the right answer; otherwise its paraphrase, so that a memorised wording
-            does not count as knowledge.
+        options: take the answer itself as the right answer, in the pass that scored the wrong ones where a log has
+            several; otherwise its paraphrase, so that a memorised wording does not count as knowledge.
         compat: see `log_truth_ratio`.
     """
     wrong = view.by_id(name, "perturbed")
-    items = [item for item in view.scored(name, "answer" if options else "paraphrase") if item.id in wrong]
+    right = "paraphrase" if not options else "answer_again" if view.has(name, "answer_again") else "answer"
+    items = [item for item in view.scored(name, right) if item.id in wrong]
     if not items:
         raise Unavailable(f"no item of set {name!r} has both a right and a wrong answer")
     return column(

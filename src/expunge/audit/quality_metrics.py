@@ -83,6 +83,19 @@ def _privleak(context: Context, compat: Compat) -> Estimate:
     return _estimate(context, compat, float(value), bounds, len(member) + len(nonmember), "reference")
 
 
+def _privleak_auc(context: Context, compat: Compat) -> Estimate:
+    """Return the AUC behind PrivLeak; MUSE prints one minus that of member-high scores."""
+    member, nonmember = sides(context, context.view, "min_k", context.config.privleak_k, compat)
+    value, bounds = auc(member.values, nonmember.values), Interval(None, None, ONE_CLUSTER)
+    if not single_cluster(member, nonmember):
+        replicates = side_replicates(context, member, nonmember)
+        bounds = interval(1.0 - replicates if compat == "muse" else replicates, context.config.confidence)
+    return Estimate(
+        value=1.0 - value if compat == "muse" else value, ci_low=bounds.low, ci_high=bounds.high,
+        n=len(member) + len(nonmember), direction="reference", compat=compat, reason=bounds.reason,
+    )  # fmt: skip
+
+
 def _model_utility(context: Context, compat: Compat) -> Estimate:
     parts = utility_parts(context.view, context.protocol, compat=compat)
     value = harmonic_mean([float(values.values.mean()) for values in parts.values()])
@@ -153,6 +166,13 @@ _PRIVLEAK = MetricCard(
     source="Shi et al., MUSE, 2024, section 3",
     known_failures=("Explodes where the reference separates the two sets by itself.", "Inherits the limits of Min-K%."),
 )  # fmt: skip
+_PRIVLEAK_AUC = MetricCard(
+    name="privleak_auc", title="AUC behind PrivLeak", unit="AUC", direction="reference", target="the reference's value",
+    definition="P(forget item scores higher than holdout item) under Min-K% at share `privleak_k`, ties one half: "
+    "above one half the forget set stands out. `muse` prints one minus this.", needs=("holdout",),
+    compat=_PRIVLEAK.compat, source=_PRIVLEAK.source,
+    known_failures=("Two orientations are in print: never compare without the variant's name.",),
+)  # fmt: skip
 _MODEL_UTILITY = MetricCard(
     name="model_utility", title="Model utility", unit="score in 0..1", direction="higher",
     target="the value before unlearning",
@@ -166,5 +186,6 @@ QUALITY_METRICS: tuple[AuditMetric, ...] = (
     AuditMetric(card=_FORGET_QUALITY, compute=_forget_quality),
     AuditMetric(card=_FORGET_QUALITY_KS, compute=_forget_quality_ks),
     AuditMetric(card=_PRIVLEAK, compute=_privleak),
+    AuditMetric(card=_PRIVLEAK_AUC, compute=_privleak_auc),
     AuditMetric(card=_MODEL_UTILITY, compute=_model_utility),
 )

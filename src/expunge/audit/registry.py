@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 from zlib import crc32
 
@@ -35,7 +36,11 @@ ONE_CLUSTER = "only one subject: an interval needs two or more"
 
 @dataclass(slots=True)
 class Context:
-    """Everything a metric may look at. `draws` keeps the bootstrap of each set, so that its metrics share it."""
+    """Everything a metric may look at.
+
+    `draws` keeps the bootstrap of each set, so that its metrics share it; `caveats` what was found out once and
+    concerns a whole family of metrics.
+    """
 
     view: View
     protocol: Protocol
@@ -43,6 +48,7 @@ class Context:
     reference: View | None = None
     reference_name: str | None = None
     refusals: tuple[str, ...] = ()
+    caveats: dict[str, str] = field(default_factory=dict)
     _draws: dict[tuple[str, tuple[str, ...]], Resample] = field(default_factory=dict)
 
     def draws(self, name: str, clusters: Sequence[str]) -> Resample:
@@ -111,10 +117,18 @@ class SetMetric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditMetric:
-    """A metric of the whole audit; `compute` may raise `Unavailable`."""
+    """A metric of the whole audit; `compute` may raise `Unavailable`.
+
+    `protocols` are the patterns of protocol names that define the metric; () means that every protocol has it.
+    """
 
     card: MetricCard
     compute: Callable[[Context, Compat], Estimate]
+    protocols: tuple[str, ...] = ()
+
+    def offered(self, protocol: Protocol) -> bool:
+        """Return whether the metric belongs to a protocol."""
+        return not self.protocols or any(fnmatchcase(protocol.name, pattern) for pattern in self.protocols)
 
     def estimate(self, context: Context) -> Estimate:
         """Return the metric, or an estimate that says why there is none."""

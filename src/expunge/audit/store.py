@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records on disk: `scored.parquet`, `generated.parquet` and `meta.json` in one folder, read back exactly."""
+"""Records on disk: `scored.parquet`, `generated.parquet` and `meta.json` in one folder, read back exactly.
+
+`choices.parquet` is there too where multiple-choice questions were asked.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.records import RECORDS_VERSION, Floats, GeneratedItem, Records, ScoredItem
+from expunge.audit.records import RECORDS_VERSION, ChoiceItem, Floats, GeneratedItem, Records, ScoredItem, Summary
 from expunge.errors import InputDataError
 
 _PER_TOKEN = ("logp", "mu", "sigma2")
 _SCORED = ("set", "id", "subject", "variant", "variant_index", "ids_hash", "ends_with_eos", "zlib_bytes")
 _GENERATED = ("set", "id", "subject", "prompt_variant", "prediction", "target", "n_tokens", "finished")
+#: Columns that are there only if some item has them.
+_MEASURED = ("gradient_norm", "gradient_norm_mean", "text_score")
+_TOKEN_IDS = ("ids", "target_ids")
 
 
 def write_records(records: Records, folder: str | Path) -> Path:
@@ -34,9 +41,18 @@ def write_records(records: Records, folder: str | Path) -> Path:
     scored["correct"] = _lists([np.asarray(item.correct, dtype=np.uint8) for item in records.scored])
     for name in _PER_TOKEN:
         scored[name] = _lists(_floats([getattr(item, name) for item in records.scored]))
+    if any(item.summary is not None for item in records.scored):
+        scored["summary"] = pa.array([_summary_text(item.summary) for item in records.scored], type=pa.string())
+    for name in _MEASURED:
+        if any(getattr(item, name) is not None for item in records.scored):
+            scored[name] = pa.array([getattr(item, name) for item in records.scored], type=pa.float64())
     pq.write_table(pa.table(scored), folder / "scored.parquet", compression="zstd")
     generated = {name: _strings(records.generated, name) for name in _GENERATED}
+    if any(item.ids or item.target_ids for item in records.generated):
+        ids = {name: [getattr(item, name) for item in records.generated] for name in _TOKEN_IDS}
+        generated |= {name: pa.array(rows, type=pa.list_(pa.int32())) for name, rows in ids.items()}
     pq.write_table(pa.table(generated), folder / "generated.parquet", compression="zstd")
+    _write_choices(records.choices, folder / "choices.parquet")
     meta = {"records_version": RECORDS_VERSION, "meta": records.meta}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return folder
@@ -62,15 +78,49 @@ def read_records(folder: str | Path) -> Records:
             value=head.get("records_version"), remedy="Run the audit again",
         )  # fmt: skip
     scored = pq.read_table(folder / "scored.parquet")
-    generated = pq.read_table(folder / "generated.parquet").to_pylist()
-    arrays = {name: _arrays(scored.column(name)) for name in (*_PER_TOKEN, "correct")}
-    rows = scored.select(list(_SCORED)).to_pylist()
-    per_token = zip(*(arrays[name] for name in (*_PER_TOKEN, "correct")), strict=True)
-    items = [
-        ScoredItem(**row, logp=logp, mu=mu, sigma2=sigma2, correct=correct)
-        for row, (logp, mu, sigma2, correct) in zip(rows, per_token, strict=True)
+    generated = [
+        row | {name: tuple(row[name]) for name in _TOKEN_IDS if name in row}
+        for row in pq.read_table(folder / "generated.parquet").to_pylist()
     ]
-    return Records(items, [GeneratedItem(**row) for row in generated], head["meta"])
+    arrays = {name: _arrays(scored.column(name)) for name in (*_PER_TOKEN, "correct")}
+    rows = scored.select([*_SCORED, *(name for name in _MEASURED if name in scored.column_names)]).to_pylist()
+    per_token = zip(*(arrays[name] for name in (*_PER_TOKEN, "correct")), strict=True)
+    summaries = scored.column("summary").to_pylist() if "summary" in scored.column_names else [None] * len(rows)
+    items = [
+        ScoredItem(**row, logp=logp, mu=mu, sigma2=sigma2, correct=correct, summary=_summary(summary))
+        for row, (logp, mu, sigma2, correct), summary in zip(rows, per_token, summaries, strict=True)
+    ]
+    choices = _read_choices(folder / "choices.parquet")
+    return Records(items, [GeneratedItem(**row) for row in generated], head["meta"], choices)
+
+
+def _write_choices(items: Sequence[ChoiceItem], path: Path) -> None:
+    """Write the choice items; where there are none, no file stands for them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not items:
+        path.unlink(missing_ok=True)
+        return
+    names = ("set", "id", "subject", "cluster", "style", "ids_hash")
+    table: dict[str, Any] = {name: pa.array([getattr(item, name) for item in items], type=pa.string()) for name in names}
+    for name in ("best", "cut"):
+        table[name] = pa.array([getattr(item, name) for item in items], type=pa.int32())
+    for name, kind in (("scores", np.float64), ("correct", np.uint8), ("lengths", np.int32), ("n_tokens", np.int32)):
+        table[name] = _lists([np.asarray(getattr(item, name), dtype=kind) for item in items])
+    pq.write_table(pa.table(table), path, compression="zstd")
+
+
+def _read_choices(path: Path) -> list[ChoiceItem]:
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return []
+    table = pq.read_table(path)
+    lists = ("scores", "correct", "lengths", "n_tokens")
+    arrays = [_arrays(table.column(name)) for name in lists]
+    rows = table.drop_columns(list(lists)).to_pylist()
+    return [ChoiceItem(**row, **dict(zip(lists, per_row, strict=True))) for row, *per_row in zip(rows, *arrays, strict=True)]
 
 
 def _strings(items: Sequence[ScoredItem] | Sequence[GeneratedItem], name: str) -> Any:
@@ -80,6 +130,14 @@ def _strings(items: Sequence[ScoredItem] | Sequence[GeneratedItem], name: str) -
     kinds = {"variant_index": pa.int32(), "zlib_bytes": pa.int64(), "n_tokens": pa.int32()}
     kinds |= {"ends_with_eos": pa.bool_(), "finished": pa.bool_()}
     return pa.array([getattr(item, name) for item in items], type=kinds.get(name, pa.string()))
+
+
+def _summary_text(summary: Summary | None) -> str | None:
+    return None if summary is None else json.dumps(asdict(summary), allow_nan=False)
+
+
+def _summary(text: str | None) -> Summary | None:
+    return None if text is None else Summary(**json.loads(text))
 
 
 def _floats(values: Sequence[Floats]) -> list[NDArray[Any]]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from expunge.cli import options as opt
 from expunge.cli.streams import guarded, out, print_json, quiet_libraries
-from expunge.cli.tables import facts
+from expunge.cli.tables import print_facts
 from expunge.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def show_method(name: Annotated[str, typer.Argument(help="Name of a method.")], 
     console.print(_settings_table(settings) if settings else Text("none", style="dim"))
     if method.training_defaults:
         console.print(Text("\nTraining defaults", style="bold"), Text("  --set training.KEY=VALUE", style="dim"))
-        for line in facts([(key, _value(value)) for key, value in method.training_defaults.items()]):
-            console.print(line)
+        print_facts(console, [(key, _value(value)) for key, value in method.training_defaults.items()])
 
 
 def _print_method(card: MethodCard) -> None:
@@ -85,7 +84,7 @@ def _print_method(card: MethodCard) -> None:
         ("defaults from", card.defaults_source), ("note", card.notes),
     ]  # fmt: skip
     rows += [("differs", text) for text in card.differences]
-    _print_facts(rows)
+    print_facts(out(), rows)
 
 
 def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -151,20 +150,7 @@ def show_metric(
         ("needs", ", ".join(card.needs) or "only the model and the set"), ("variants", ", ".join(card.compat)),
         ("source", card.source),
     ]  # fmt: skip
-    _print_facts([*rows, *(("known failure", text) for text in card.known_failures)])
-
-
-def _print_facts(rows: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts, the texts wrapped beside their labels; empty ones are left out."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column()
-    previous = ""
-    for label, text in rows:
-        if text:
-            grid.add_row(Text("" if label == previous else label), Text(text))
-            previous = label
-    out().print(grid)
+    print_facts(out(), [*rows, *(("known failure", text) for text in card.known_failures)])
 
 
 def _list(*heads: str) -> Table:
@@ -259,5 +245,4 @@ def env(as_json: opt.Json = False) -> None:
     rows = [(name, version or "not installed") for name, version in packages.items()]
     rows += [(name.replace("_", " "), ", ".join(value) or "none" if isinstance(value, list) else str(value))
              for name, value in found.items()]  # fmt: skip
-    for line in facts(rows):
-        out().print(line)
+    print_facts(out(), rows)

@@ -67,7 +67,7 @@ def audit(
             resolved, output_dir=path, overwrite=overwrite, resume=resume, commands=(opt.command_line(context),),
             watcher=watcher, show_examples=show_examples,
         )  # fmt: skip
-    _print_document(result.document, as_json=as_json, all_metrics=all_metrics)
+    _print_document(result.document, as_json=as_json, all_metrics=all_metrics, runs=dict(result.runs))
     if not as_json:
         print_paths(out(), {"audit": path / "audit.json", "report": path / "report.html"})
     finish_policy(resolved.policy.name, result.verdicts, as_json=as_json)

@@ -60,6 +60,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def inner(*args: P.args, **kwargs: P.kwargs) -> None:
+        _watch_warnings()
         try:
             command(*args, **kwargs)
         except Interrupted as error:
@@ -94,13 +95,15 @@ def interruptible(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if not (path / "run.json").exists():
+        from expunge.runs import read_run
+
+        if read_run(path).get("status") != "interrupted":
             raise
         raise Interrupted(f"what was done is saved in {path}", remedy="Go on with --resume") from None
 
 
 def quiet_libraries() -> None:
-    """Silence bars, logs and warnings of the libraries; our own warnings are printed in one line each."""
+    """Silence the bars and logs of the libraries that load models."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -108,6 +111,10 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _watch_warnings() -> None:
+    """Print our own warnings in one line each, and silence those of the libraries."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=ExpungeWarning)
     warnings.showwarning = _show_warning

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expunge.audit.policy import Verdict
-    from expunge.report.view import ModelView, ReportView
+    from expunge.report.view import EstimateDict, ModelView, ReportView
 
 #: Rows shown by default, in this order; `*` stands for further utility sets.
 KEY_METRICS = (
@@ -43,8 +43,11 @@ def print_results(console: Console, view: ReportView, *, all_metrics: bool = Fal
         count = _fitting(console, view, shown, names)
         part, names = names[:count], names[count:]
         console.print(_table(view, shown, part, stacked=not _fits(console, view, shown, part, stacked=False)))
+        console.print()
     console.print(Text(_LEGEND, style="dim"))
     _print_absent(console, absent)
+    for reason, found in _without_interval(view, shown).items():
+        console.print(Text(f"no interval for {len(found)} of the rows: {reason}", style="dim"))
     hidden = len(_ordered(view)) - len(shown) - sum(len(found) for found in absent.values())
     if hidden > 0:
         console.print(Text(f"{hidden} more metrics: --all-metrics, or the report", style="dim"))
@@ -104,7 +107,8 @@ def _fits(console: Console, view: ReportView, shown: Sequence[str], names: Seque
 
 
 def _table(view: ReportView, shown: Sequence[str], names: Sequence[str], *, stacked: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if stacked else 2, 0, 0), header_style="bold")
+    gap = 0 if stacked else 1  # beside the space that stands for the line between columns
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("metric", no_wrap=True)
     for name in names:
         role = view.models[name].role
@@ -115,7 +119,7 @@ def _table(view: ReportView, shown: Sequence[str], names: Sequence[str], *, stac
         if _set_of(metric) != group:
             group = _set_of(metric)
             table.add_row(Text(group, style="bold cyan"))
-        label = Text("  " + metric.removeprefix(f"{group}.") + " ").append(_arrow(view, metric), style="dim")
+        label = Text(" " + metric.removeprefix(f"{group}.") + " ").append(_arrow(view, metric), style="dim")
         table.add_row(label, *(_cell(view, metric, view.models[name], stacked) for name in names))
     return table
 
@@ -130,7 +134,7 @@ def _cell(view: ReportView, metric: str, model: ModelView, stacked: bool) -> Tex
     """Return value, mark and interval of one metric of one model."""
     from expunge.report.judge import NONE, anchor, judge
     from expunge.report.view import REFERENCE, TARGET
-    from expunge.report.words import interval, number
+    from expunge.report.words import number
 
     estimate = model.metrics.get(metric)
     if estimate is None or estimate.get("value") is None:
@@ -138,8 +142,31 @@ def _cell(view: ReportView, metric: str, model: ModelView, stacked: bool) -> Tex
     verdict = NONE if model.role in (TARGET, REFERENCE) else judge(metric, estimate, anchor(view, metric))
     mark = f" {verdict.mark}" if verdict.mark else ""
     text = Text(number(estimate["value"]) + mark, style=_STYLES[verdict.level])
-    bounds = re.sub(r"\b0\.", ".", interval(estimate))
+    bounds = _bounds(estimate)
     return text.append(f"{chr(10) if stacked else ' '}{bounds}", style="dim") if bounds else text
+
+
+def _bounds(estimate: EstimateDict) -> str:
+    """Return the interval in few characters, "" where there is none: `.93–.95`, `0–.41`, `−100…−98.2`."""
+    from expunge.report.words import number
+
+    low, high = estimate.get("ci_low"), estimate.get("ci_high")
+    if low is None or high is None:
+        return ""
+    texts = [number(value, max(abs(low), abs(high))) for value in (low, high)]
+    short = [re.sub(r"\.0+$", "", text) for text in texts]
+    return ("–" if low >= 0 else "…").join(re.sub(r"^(−?)0\.", r"\1.", text) for text in short)
+
+
+def _without_interval(view: ReportView, shown: Sequence[str]) -> dict[str, list[str]]:
+    """Return the metrics that have a number but no interval in some model, by reason."""
+    found: dict[str, list[str]] = {}
+    for metric in shown:
+        entries = [model.metrics.get(metric, {}) for model in view.models.values()]
+        reasons = [str(entry["reason"]) for entry in entries if entry.get("value") is not None and entry.get("reason")]
+        if reasons:
+            found.setdefault(reasons[0], []).append(metric)
+    return found
 
 
 def _print_absent(console: Console, absent: dict[str, list[str]]) -> None:
@@ -184,8 +211,14 @@ def print_paths(console: Console, paths: dict[str, Path]) -> None:
             console.print(Text.assemble((f"{label:<8}", "bold"), str(path)), soft_wrap=True)
 
 
-def facts(rows: Sequence[tuple[str, str]]) -> Iterator[Text]:
-    """Return aligned lines of a label and what it says."""
-    width = max((len(label) for label, _ in rows), default=0) + 2
+def print_facts(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Print labels and texts, the texts wrapped beside their labels; empty ones are left out."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    previous = ""
     for label, text in rows:
-        yield Text.assemble((f"{label:<{width}}", "bold"), text)
+        if text:
+            grid.add_row(Text("" if label == previous else label), Text(text))
+            previous = label
+    console.print(grid)

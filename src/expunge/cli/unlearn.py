@@ -13,7 +13,7 @@ from rich.text import Text
 from expunge.cli import options as opt
 from expunge.cli.progress import display
 from expunge.cli.streams import err, guarded, interruptible, limit_threads, out, print_json, quiet_libraries
-from expunge.cli.tables import facts, print_paths, print_results, print_sentences, print_verdicts
+from expunge.cli.tables import print_facts, print_paths, print_results, print_sentences, print_verdicts
 from expunge.errors import PolicyNotMet
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ def _print_plan(recipe: Recipe, output_dir: Path | None, as_json: bool) -> None:
         ("time", f"roughly {duration(found['seconds'])} on this machine"),
         ("would write", f"{output_dir or Path('runs') / recipe.folder_name}/: {', '.join(found['writes'])}"),
     ]
-    for line in facts(rows):
-        console.print(line, soft_wrap=True)
+    print_facts(console, rows)
 
 
 @guarded
@@ -191,6 +190,5 @@ def _print_training(path: Path, as_json: bool) -> None:
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in info["losses"].items())
     rows = [("steps", str(info["steps"])), ("last loss", losses), ("took", duration(info["seconds"]))]
-    for line in facts(rows):
-        out().print(line)
+    print_facts(out(), rows)
     print_paths(out(), {"model": path / "model", "log": path / "metrics.jsonl"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which optimiser, with which constants."""
+"""Which optimiser, with which constants; which weights it may move; and the penalty that makes weights sparse."""
 
 from __future__ import annotations
 
@@ -51,19 +51,85 @@ class OptimizerConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        name = values.get("name", "adamw")
-        constants = CONSTANTS.get(name) if isinstance(name, str) else None
-        if constants is None:
-            return values
-        given = {key: value for key, value in values.items() if value is not None}
-        known = {key for one in CONSTANTS.values() for key in one}
-        for key in given:
-            if key in known and key not in constants:
-                raise ValueError(f"{key} is not a setting of {name}, which has {', '.join(sorted(constants))}")
-        return {**constants, **given}
+        return _filled(values, "name", "adamw", CONSTANTS)
 
     def constants(self) -> dict[str, Any]:
         """Return the constants of the named optimiser, by name."""
         return {key: getattr(self, key) for key in CONSTANTS[self.name]}
+
+
+#: What each kind of mask may be given, and what it takes where nothing is given.
+MASK_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "wagle": {"ratio": 0.95, "mu": "fisher", "signed": False, "examples": 400},
+    "magnitude": {"ratio": 0.95},
+    "wanda": {"ratio": 0.95, "examples": 400},
+    "random": {"ratio": 0.95},
+}
+
+
+class MaskConfig(BaseModel):
+    """Which single weights may move: those with the best scores, chosen once before the first step.
+
+    What is left out takes the setting of the mask that `kind` names; the others are None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["none", "wagle", "magnitude", "wanda", "random"] = Field(
+        "none",
+        description="none: all that training.trainable or a LoRA adapter lets move; wagle: by the gradients of forget "
+        "and retain likelihood; magnitude: the largest; wanda: the largest times the norm of their input on the forget "
+        "set, per row of each linear layer, all other weights stay; random: the control every other mask must beat",
+    )
+    ratio: float | None = Field(None, ge=0, le=1, description="share of the weights that may move; 0.95")
+    mu: Annotated[float, Field(gt=0)] | Literal["fisher"] | None = Field(
+        None,
+        description="wagle: curvature of the retain loss, the same for all weights; fisher: the mean diagonal of its "
+        "empirical Fisher matrix. Released configurations use 1e-6",
+    )
+    signed: bool | None = Field(
+        None, description="wagle: rank by the signed score, as the paper does, not by its magnitude; false"
+    )
+    examples: int | None = Field(
+        None, ge=1, description="wagle, wanda: at most this many sequences of each set are read for the scores; 400"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        return _filled(values, "kind", "none", MASK_SETTINGS)
+
+
+class ProximalConfig(BaseModel):
+    """An l1 penalty on the linear layers (head left out), as soft thresholding after every optimiser step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(
+        0.1, gt=0, description="a step moves every weight towards 0 by this share of the learning rate"
+    )
+    free_epochs: int = Field(
+        0, ge=0, description="epochs at the end without penalty; until then it falls linearly, if all: it is constant"
+    )
+
+
+def _filled(values: Any, key: str, default: str, settings: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return raw settings with what the chosen kind takes for those not given.
+
+    Raises:
+        ValueError: if a setting of another kind is given.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    kind = values.get(key, default)
+    own = settings.get(kind) if isinstance(kind, str) else None
+    if own is None:
+        return values
+    given = {name: value for name, value in values.items() if value is not None}
+    known = {name for one in settings.values() for name in one}
+    for name in given:
+        if name in known and name not in own:
+            has = f"which has {', '.join(sorted(own))}" if own else "which has none"
+            raise ValueError(f"{name} is not a setting of {kind}, {has}")
+    return {**own, **given}

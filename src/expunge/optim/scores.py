@@ -111,6 +111,11 @@ def linear_layers(module: nn.Module, *, without: Collection[nn.Module] = ()) -> 
     }
 
 
+def linear_weights(module: nn.Module, *, without: Collection[nn.Module] = ()) -> dict[str, nn.Parameter]:
+    """Return the weights of the linear layers by parameter name; see `linear_layers`."""
+    return {f"{name}.weight": layer.weight for name, layer in linear_layers(module, without=without).items()}
+
+
 class InputNorms:
     """Measures the L2 norm of every input feature of linear layers over the real tokens of some forward passes.
 

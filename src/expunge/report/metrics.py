@@ -59,8 +59,13 @@ _TERMS: dict[str, Term] = {
     "exact_memori": Term(
         "exact memorisation", "Share of answer tokens that are the model's first choice.", known=1
     ),
-    "verbmem": Term("verbatim overlap", "How much of the true continuation is written out (ROUGE-L).", known=1),
+    "verbmem": Term("verbatim overlap", "How much of the true continuation is written out (ROUGE-L).", "Forgetting",
+                    known=1),
     "knowmem": Term("knowledge overlap", "How much of the true answer is given to a question (ROUGE-L).", known=1),
+    "knowmem_f": Term("forget-set knowledge overlap", "How much of the true answer is given to a question on the "
+                      "forget set (ROUGE-L).", "Forgetting", known=1),
+    "knowmem_r": Term("retain-set knowledge overlap", "How much of the true answer is given to a question on the "
+                      "retain set (ROUGE-L); MUSE calls it utility.", "Utility", known=1),
     "accuracy": Term("accuracy", "Share of questions answered correctly.", known=1),
     "perplexity": Term("perplexity", "How surprised the model is by the text; high is surprised.", scale=None),
     "forget_quality": Term(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from expunge.report import sections
@@ -18,16 +19,31 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 def page(view: ReportView, show_examples: bool) -> str:
     """Return the whole document as one string that needs nothing from outside."""
-    parts = [(slug, title, body) for slug, title, body in _sections(view, show_examples) if body]
+    return frame(view.title, _header(view), _sections(view, show_examples), _footer(view))
+
+
+def frame(
+    title: str, top: str, content: Sequence[tuple[str, str, str]], bottom: str, *, kind: str = "unlearning report"
+) -> str:
+    """Return a whole document around markup: its style, its contents, its sections.
+
+    Args:
+        title: of the document, plain text.
+        top: markup of the header.
+        content: (anchor, title, markup) of each section; one without markup is left out.
+        bottom: markup of the footer.
+        kind: what the bar at the top calls the page.
+    """
+    parts = [part for part in content if part[2]]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
-        f"<title>{escape(view.title)}</title><style>{CSS}</style>"
+        f"<title>{escape(title)}</title><style>{CSS}</style>"
     )
-    body = tag("a", "Skip to the report", "skip", {"href": "#main"}) + _bar()
-    body += tag("div", _contents(parts) + tag("main", _header(view) + _articles(parts), "", {"id": "main"}), "layout")
-    body += _footer(view) + tag("script", SCRIPT)
+    body = tag("a", "Skip to the report", "skip", {"href": "#main"}) + _bar(kind)
+    body += tag("div", _contents(parts) + tag("main", top + _articles(parts), "", {"id": "main"}), "layout")
+    body += bottom + tag("script", SCRIPT)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
@@ -48,10 +64,10 @@ def _sections(view: ReportView, show_examples: bool) -> list[tuple[str, str, str
     ]
 
 
-def _bar() -> str:
+def _bar(kind: str) -> str:
     mark = tag("span", tag("span", "", "bar b0", {"aria-hidden": "true"}) + "Expunge", "logo")
     toggle = tag("button", "Dark", "theme needs-js", {"type": "button", "aria-label": "Switch to the dark theme"})
-    return tag("div", mark + tag("span", "unlearning report", "kind") + toggle, "topbar")
+    return tag("div", mark + tag("span", escape(kind), "kind") + toggle, "topbar")
 
 
 def _contents(parts: list[tuple[str, str, str]]) -> str:
@@ -124,5 +140,10 @@ def _footer(view: ReportView) -> str:
         f"report schema {REPORT_SCHEMA}",
         *(f"{name} schema {version}" for name, version in view.schemas.items()),
     ]
-    words = " · ".join(schemas) + " · this file is complete: it loads nothing and sends nothing"
+    return footer(schemas)
+
+
+def footer(facts: Sequence[str]) -> str:
+    """Return the last line of a page."""
+    words = " · ".join([*facts, "this file is complete: it loads nothing and sends nothing"])
     return tag("footer", para(words))

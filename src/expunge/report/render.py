@@ -13,6 +13,7 @@ from expunge.report.tables import markdown_table
 from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences, not_tested, tried_sentence
 from expunge.report.view import ModelView, ReportView
 from expunge.report.words import check, check_page, listed, moment
+from expunge.runs import write_text
 
 
 def render(view: ReportView, *, show_examples: bool = False) -> str:
@@ -32,7 +33,7 @@ def write_report(view: ReportView, path: Path, *, show_examples: bool = False) -
     """Write the report to `path` (UTF-8) and return the path; nothing is written if `render` raises."""
     document = render(view, show_examples=show_examples)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document, encoding="utf-8")
+    write_text(path, document)
     return path
 
 

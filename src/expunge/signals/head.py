@@ -51,6 +51,19 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"no list of {layers} decoder blocks found in {type(base).__name__}")
 
 
+def output_head(model: nn.Module) -> nn.Module:
+    """Return the layer that gives the logits.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    base = unwrap(model)
+    head = base.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(base).__name__} has no output embedding")
+    return cast(nn.Module, head)
+
+
 def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
     """Return the last hidden states after the final norm, [B, T, D]."""
     inner = cast(nn.Module, unwrap(model).base_model)
@@ -67,13 +80,10 @@ class Head(nn.Module):
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__()
-        base = unwrap(model)
-        projection = base.get_output_embeddings()
-        if projection is None:
-            raise ValueError(f"{type(base).__name__} has no output embedding")
+        projection = output_head(model)
         if frozen:
             projection = copy.deepcopy(projection).float().requires_grad_(False)
-        config = base.config.get_text_config()
+        config = unwrap(model).config.get_text_config()
         self.projection = projection
         self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from expunge.audit.document import AuditDocument, ModelEntry, read_audit
-from expunge.errors import InputDataError
+from expunge.errors import ExpungeWarning, InputDataError
 from expunge.report.folder import view_from_audit
 from expunge.report.render import write_report
 from expunge.runs import read_run
+
+#: Settings that change the numbers of an audit.
+_ASKED = ("template", "compat", "max_new_tokens", "generate", "limit", "min_k", "privleak_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """
     documents = {folder: _read(folder) for folder in dict.fromkeys(folders)}
     _check_same_data(documents)
+    _warn_of_settings(documents)
     found: list[_Found] = []
     for label, (folder, document) in zip(_labels(list(documents)), documents.items(), strict=True):
         found += [model for model in _models(label, folder, document) if not _known(model, found)]
@@ -96,6 +101,20 @@ def _check_same_data(documents: Mapping[Path, AuditDocument]) -> None:
                         f"its {name} set differs from that of {where} ({known['digest'][:12]}, {digest[:12]})",
                         field="runs", value=str(folder), remedy="Compare runs on the same data, or audit them again",
                     )  # fmt: skip
+
+
+def _warn_of_settings(documents: Mapping[Path, AuditDocument]) -> None:
+    """Warn where audits asked their models in different ways: their numbers are not quite comparable."""
+    seen: dict[str, set[str]] = {}
+    for document in documents.values():
+        for model in document.models.values():
+            asked = {"template": model.meta.get("template"), **model.meta.get("settings", {})}
+            for key in _ASKED:
+                seen.setdefault(key, set()).add(str(asked.get(key)))
+    differing = [f"{key} ({', '.join(sorted(values))})" for key, values in seen.items() if len(values) > 1]
+    if differing:
+        text = f"the audits differ in {'; '.join(differing)}: numbers may differ for that reason alone"
+        warnings.warn(text, ExpungeWarning, stacklevel=3)
 
 
 def _models(label: str, folder: Path, document: AuditDocument) -> Iterator[_Found]:

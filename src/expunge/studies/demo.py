@@ -123,7 +123,7 @@ def _not_resumable() -> Iterator[None]:
     """A run in the demo could go on; the demo as a whole starts again."""
     try:
         yield
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted("the demo was interrupted", remedy="Start again with --overwrite") from error
 
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,18 @@ Probe = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """One finished optimiser step. `losses` are the weighted parts; `grad_norm` is taken before clipping."""
+    """One finished optimiser step.
+
+    Attributes:
+        step: 1 is the first.
+        total: steps of the whole run.
+        epoch: 0 is the first.
+        losses: the weighted parts, whose sum was minimised.
+        learning_rate: of this step.
+        grad_norm: L2 norm of the gradient before clipping.
+        seconds: since the run began.
+        extra: what else is worth a line, such as `clip_fraction` of an optimiser that cuts its steps.
+    """
 
     step: int
     total: int
@@ -28,12 +40,14 @@ class StepInfo:
     learning_rate: float
     grad_norm: float
     seconds: float
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the line written to `metrics.jsonl`."""
         return {
             "step": self.step, "epoch": self.epoch, "seconds": round(self.seconds, 4),
             "loss": sum(self.losses.values()), **self.losses, "lr": self.learning_rate, "grad_norm": self.grad_norm,
+            **self.extra,
         }  # fmt: skip
 
 
@@ -57,7 +71,7 @@ class JsonlLog:
         self._path = path
         kept = []
         if start_step and path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= start_step]
+            kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= start_step]
         path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
     def on_step(self, info: StepInfo) -> None:
@@ -71,6 +85,14 @@ class JsonlLog:
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _step(line: str) -> float:
+    """Return the step of a line of the log; infinity for one that a kill cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return math.inf
 
 
 class StopRule:

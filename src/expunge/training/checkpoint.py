@@ -27,21 +27,30 @@ def save_checkpoint(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Checkpoint, *, keep: int
 ) -> Path:
     """Write a checkpoint under `folder` in one rename, then delete all but the newest `keep`."""
-    from safetensors.torch import save_file
-
     final = folder / f"step-{state.step:08d}"
     partial = folder / f".partial-{state.step:08d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    moving = {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
-    save_file(moving, partial / "weights.safetensors")
-    torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps(asdict(state)), "utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    try:
+        _write(partial, module, optimizer, state)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _write(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Checkpoint) -> None:
+    from safetensors.torch import save_file
+
+    moving = {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
+    save_file(moving, folder / "weights.safetensors")
+    with (folder / "optimizer.pt").open("wb") as file:  # opened here, so that a full disk is reported as one
+        torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, file)
+    (folder / "state.json").write_text(json.dumps(asdict(state)), "utf-8")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.models.adapters import LoraSettings
-from expunge.optim.config import OptimizerConfig
+from expunge.optim.config import MaskConfig, OptimizerConfig, ProximalConfig
 
 
 class StopConfig(BaseModel):
@@ -47,6 +47,8 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     lora: LoraSettings | None = Field(None, description="train a LoRA adapter instead of the weights")
     trainable: tuple[str, ...] = Field((), description="regular expressions of parameters that may move; empty: all")
+    mask: MaskConfig = Field(default_factory=MaskConfig)
+    proximal_l1: ProximalConfig | None = Field(None, description="make the linear layers sparse while training")
     stop: StopConfig = Field(default_factory=StopConfig)
     probe_every: int = Field(0, ge=0, description="steps between probes of the likelihoods; 0: once per epoch")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: once per epoch")
@@ -56,4 +58,19 @@ class TrainingConfig(BaseModel):
     def _lora_or_selection(self) -> TrainingConfig:
         if self.lora is not None and self.trainable:
             raise ValueError("lora and trainable exclude each other: LoRA trains only its adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_need_values(self) -> TrainingConfig:
+        if self.lora is not None and self.mask.kind in ("magnitude", "wanda"):
+            raise ValueError(
+                f"mask.kind {self.mask.kind} says nothing about a fresh adapter, half of which is zero: "
+                "use wagle or random, or leave lora out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _free_epochs_fit(self) -> TrainingConfig:
+        if self.proximal_l1 is not None and self.proximal_l1.free_epochs > self.epochs:
+            raise ValueError("proximal_l1.free_epochs must not exceed epochs")
         return self

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class FineTuneTask:
             sequences=counts.sequences["train"], tokens=counts.tokens["train"],
         )  # fmt: skip
         return {"train": loss}
+
+    def finish_step(self, watched: Mapping[str, float]) -> Mapping[str, float]:
+        """Nothing changes between steps."""
+        del watched
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every step follows from seed and epoch."""

@@ -6,23 +6,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from expunge.errors import Interrupted, TrainingDiverged
+from expunge.errors import Interrupted, RecipeError, TrainingDiverged
 from expunge.optim.factory import build_optimizer
+from expunge.optim.masks import WeightMasks
+from expunge.optim.proximal import ProximalL1, l1_weight
+from expunge.optim.scores import linear_weights
+from expunge.signals.head import output_head
 from expunge.signals.likelihood import Scorer
 from expunge.training.callbacks import Callback, JsonlLog, Probe, StepInfo, StopRule
 from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
-from expunge.training.precision import autocast_dtype, quiet_dropout
+from expunge.training.precision import quiet_dropout
 from expunge.training.schedule import learning_rate
-from expunge.training.task import Counts, Group, MicroBatch, Task
+from expunge.training.step import GradientRule, NotFinite, PlainGradient, Stepper
+from expunge.training.task import Group, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,13 @@ class Trainer:
         folder: where `metrics.jsonl` and `checkpoints/` go; None writes nothing (and cannot resume).
         probe: measures the model before the first step, on a schedule, and after the last step.
         callbacks: watch the run.
+        masks: weights that stay as they are, bit for bit.
+        rule: how the gradient of a step is formed from its losses; default: their sum's.
+        seed: of what the optimiser draws.
+        keep_last: save a checkpoint after the last step too, for a procedure in which another run follows.
+
+    Raises:
+        RecipeError: if `config` asks for a mask and there is none, or for sparse layers and none may move.
     """
 
     def __init__(
@@ -58,6 +69,10 @@ class Trainer:
         folder: Path | None = None,
         probe: Probe | None = None,
         callbacks: Sequence[Callback] = (),
+        masks: WeightMasks | None = None,
+        rule: GradientRule | None = None,
+        seed: int = 0,
+        keep_last: bool = False,
     ) -> None:
         from accelerate import Accelerator
 
@@ -67,6 +82,13 @@ class Trainer:
         self._accelerator = Accelerator(cpu=device.type == "cpu")
         self._stop = StopRule(config.stop)
         self._step, self._spent, self._last_saved = 0, 0.0, -1
+        self._masks, self._rule, self._seed, self._keep_last = masks, rule or PlainGradient(), seed, keep_last
+        if config.mask.kind != "none" and masks is None:
+            raise RecipeError(
+                "this procedure chooses no single weights", field="training.mask.kind", value=config.mask.kind,
+                remedy="Use a method of gradient steps on forget and retain set, or kind: none",
+            )  # fmt: skip
+        self._proximal = _proximal(model, config)
 
     def run(self, *, resume: bool = False) -> TrainingResult:
         """Train to the end, or to the stop rule.
@@ -87,12 +109,27 @@ class Trainer:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._callbacks.append(JsonlLog(self._folder / "metrics.jsonl", start_step=self._step))
-        scorer, optimizer = self._accelerator.prepare(Scorer(self._model), optimizer)
+        stepper = self._stepper(optimizer)
         with catch_interrupt() as flag, quiet_dropout(self._model, keep=config.dropout):
-            return self._loop(scorer, optimizer, int(total), per_epoch, flag)
+            result = self._loop(stepper, optimizer, int(total), per_epoch, flag)
+        if self._keep_last:
+            self._save(optimizer)
+        return result
+
+    def _stepper(self, raw: torch.optim.Optimizer) -> Stepper:
+        # Hooks run in the order they were registered: the masks undo whatever else moved a weight that stays.
+        if self._proximal is not None:
+            self._proximal.attach(raw)
+        if self._masks is not None:
+            self._masks.attach(raw)
+        scorer, optimizer = self._accelerator.prepare(Scorer(self._model), raw)
+        return Stepper(
+            self._task, self._config, scorer=scorer, optimizer=optimizer, raw=raw, accelerator=self._accelerator,
+            rule=self._rule, masks=self._masks, pad_id=self._pad_id, seed=self._seed,
+        )  # fmt: skip
 
     def _loop(
-        self, scorer: Scorer, optimizer: torch.optim.Optimizer, total: int, per_epoch: int, flag: InterruptFlag
+        self, stepper: Stepper, optimizer: torch.optim.Optimizer, total: int, per_epoch: int, flag: InterruptFlag
     ) -> TrainingResult:
         started, losses, stopped = time.perf_counter() - self._spent, dict[str, float](), ""
         probe_every = self._config.probe_every or per_epoch
@@ -104,13 +141,17 @@ class Trainer:
         while self._step < total and not stopped:
             if self._step // per_epoch != epoch:
                 epoch = self._step // per_epoch
-                steps = self._task.steps(epoch)
+                steps = self._begin_epoch(epoch)
             rate = learning_rate(self._step, total, self._config)
-            losses, norm = self._one_step(scorer, optimizer, steps[self._step % per_epoch], rate)
+            try:
+                done = stepper.run(steps[self._step % per_epoch], step=self._step, rate=rate)
+            except NotFinite as error:
+                raise self._diverged(error) from None
             self._step += 1
-            self._spent = time.perf_counter() - started
+            self._spent, losses = time.perf_counter() - started, done.losses
+            info = StepInfo(self._step, total, epoch, losses, rate, done.grad_norm, self._spent, done.extra)
             for callback in self._callbacks:
-                callback.on_step(StepInfo(self._step, total, epoch, losses, rate, norm, self._spent))
+                callback.on_step(info)
             if self._step % probe_every == 0 or self._step == total:
                 stopped = self._measure(self._step) or ""
             if self._step % save_every == 0 and self._step < total:
@@ -119,49 +160,13 @@ class Trainer:
                 self._interrupt(optimizer)
         return TrainingResult(self._step, self._spent, stopped, losses)
 
-    def _one_step(
-        self, scorer: Scorer, optimizer: torch.optim.Optimizer, groups: Sequence[Group], rate: float
-    ) -> tuple[dict[str, float], float]:
-        """Accumulate gradients over the step's micro-batches and move the weights once."""
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        losses = self._backward(scorer, groups)
-        moving = [p for p in self._model.parameters() if p.requires_grad]
-        limit = self._config.max_grad_norm if self._config.max_grad_norm is not None else math.inf
-        norm = float(self._accelerator.clip_grad_norm_(moving, limit))
-        if not math.isfinite(norm):
-            self._diverge("gradient norm", norm)
-        optimizer.step()
-        return losses, norm
-
-    def _backward(self, scorer: Scorer, groups: Sequence[Group]) -> dict[str, float]:
-        """Backpropagate every micro-batch of this process; return the summed loss parts."""
-        counts = Counts.of(groups)
-        world, rank = self._accelerator.num_processes, self._accelerator.process_index
-        mine = groups[rank::world]
-        size = self._config.micro_batch_size or self._config.batch_size
-        chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
-        totals: dict[str, float] = {}
-        for i, chunk in enumerate(chunks):
-            micro = MicroBatch.of(chunk, self._pad_id, self._accelerator.device)
-            wait = nullcontext() if i == len(chunks) - 1 else self._accelerator.no_sync(scorer)
-            with wait, self._autocast():
-                parts = self._task.losses(scorer, micro, counts)
-                loss: Tensor = torch.stack(list(parts.values())).sum()
-            if not bool(torch.isfinite(loss)):
-                self._diverge("loss", float(loss.detach()))
-            # Distributed wrappers average gradients over processes; the shares must be summed.
-            self._accelerator.backward(loss * world)
-            for name, part in parts.items():
-                totals[name] = totals.get(name, 0.0) + float(part.detach())
-        return totals
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = autocast_dtype(self._config.precision, self._accelerator.device)
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self._accelerator.device.type, dtype=dtype)
+    def _begin_epoch(self, epoch: int) -> Sequence[Sequence[Group]]:
+        settings = self._config.proximal_l1
+        if self._proximal is not None and settings is not None:
+            self._proximal.weight = l1_weight(
+                settings.weight, epoch, epochs=self._config.epochs, free_epochs=settings.free_epochs
+            )
+        return self._task.steps(epoch)
 
     def _measure(self, step: int) -> str | None:
         if self._probe is None:
@@ -192,14 +197,25 @@ class Trainer:
         where = "its state is saved" if self._folder is not None else "nothing was written"
         raise Interrupted(f"interrupted after step {self._step}; {where}", remedy="Go on with --resume")
 
-    def _diverge(self, what: str, value: float) -> None:
-        """Put the weights back to the last good checkpoint, if there is one, and stop."""
+    def _diverged(self, error: NotFinite) -> TrainingDiverged:
+        """Put the weights back to the last good checkpoint, if there is one, and return what to raise."""
         found = checkpoints(self._folder / "checkpoints") if self._folder is not None else []
         kept = "there was no checkpoint yet"
         if found:
             load_checkpoint(found[-1], self._model, None)
             kept = f"the last good checkpoint is {found[-1]}"
-        raise TrainingDiverged(
-            f"the {what} became {value} at step {self._step + 1}; {kept}", field="training.learning_rate",
+        return TrainingDiverged(
+            f"{error} at step {self._step + 1}; {kept}", field="training.learning_rate",
             value=self._config.learning_rate, remedy="Lower it, or bound the forget objective (npo, simnpo)",
         )  # fmt: skip
+
+
+def _proximal(model: nn.Module, config: TrainingConfig) -> ProximalL1 | None:
+    if config.proximal_l1 is None:
+        return None
+    weights = [p for p in linear_weights(model, without=[output_head(model)]).values() if p.requires_grad]
+    if not weights:
+        raise RecipeError(
+            "no linear layer may move", field="training.proximal_l1", remedy="Check training.trainable, or leave it out"
+        )
+    return ProximalL1(weights, config.proximal_l1.weight)

@@ -84,7 +84,13 @@ class Task(Protocol):
         """Return the optimiser steps of an epoch; the same epoch always gives the same steps."""
 
     def losses(self, scorer: Scorer, micro: MicroBatch, counts: Counts) -> dict[str, Tensor]:
-        """Return the weighted parts of this micro-batch's share of the loss; their sum is minimised."""
+        """Return the weighted parts of this micro-batch's share of the loss; their sum is minimised.
+
+        A part that requires no gradient is only summed over the step and handed to `finish_step`.
+        """
+
+    def finish_step(self, watched: Mapping[str, float]) -> Mapping[str, float]:
+        """Called after each optimiser step with the parts that were only watched; return what to log beside them."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive an interruption, as JSON values."""

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an audit looks at beyond its two passes: texts alone, gradient norms, and prefixes to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from expunge.audit.config import AuditConfig
+from expunge.audit.extraction import Prefix, prefixes
+from expunge.audit.statistics import Unavailable
+from expunge.audit.text_only import text_scores
+from expunge.data.encoding import Encoded
+from expunge.signals.gradients import GradientNorm, gradient_norms
+
+Counter = Callable[[str, int], Callable[[int], None] | None]
+"""From a phase and its total: what is told after each piece of work, if anything."""
+
+_STEP = 8
+"""Lengths of continuations are rounded up to multiples of this, so that prompts of similar length share batches."""
+
+
+class Text(NamedTuple):
+    """A prompt with its answer: of the forget set or not, and what it must not be split from."""
+
+    text: str
+    forget: bool
+    subject: str
+
+
+def scores_of_texts(texts: Sequence[Text]) -> list[float | None]:
+    """Return the score of every text by a classifier that never sees the model; None where none can be fitted."""
+    try:
+        found = text_scores([t.text for t in texts], [t.forget for t in texts], [t.subject for t in texts])
+    except Unavailable:
+        return [None] * len(texts)
+    return [float(score) for score in found]
+
+
+def unended(item: Encoded) -> Encoded:
+    """Return a sequence without its end-of-sequence token, if that is its last label."""
+    return without_last(item) if item.ends_with_eos else item
+
+
+def without_last(item: Encoded) -> Encoded:
+    """Return a sequence without its last token."""
+    return Encoded(item.ids[:-1], item.labels[:-1], ends_with_eos=False)
+
+
+def norms_of(model: nn.Module, items: Sequence[Encoded], counter: Counter) -> dict[Encoded, GradientNorm]:
+    """Return the gradient norm of every different `unended(item)` and `without_last(item)` that can be scored.
+
+    Where the last label ends the sequence the two are the same, so that a backward serves both.
+    """
+    wanted = dict.fromkeys(part for item in items for part in (unended(item), without_last(item)))
+    usable = [item for item in wanted if item.n_labels]
+    return dict(zip(usable, gradient_norms(model, usable, progress=counter("gradients", len(usable))), strict=True))
+
+
+def starts(item: Encoded, config: AuditConfig, max_length: int) -> list[tuple[Prefix, int]]:
+    """Return the prefixes of an answer to continue, each with the most tokens to add."""
+    found = prefixes(item, config.extraction_length, config.extraction_prefixes, longest=config.max_new_tokens)
+    return [(prefix, _length(len(prefix.target), max_length - len(prefix.ids))) for prefix in found]
+
+
+def _length(wanted: int, room: int) -> int:
+    return max(wanted, min(-(-wanted // _STEP) * _STEP, room))
