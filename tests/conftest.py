@@ -60,7 +60,7 @@ def fresh(encoder: Encoder) -> Callable[[], nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def _trained(archive: Archive, encoder: Encoder) -> nn.Module:
+def trained_model(archive: Archive, encoder: Encoder) -> nn.Module:
     model = small_llama(encoder)
     items = [row.encoded for row in encoder.encode_many(archive.training_examples("full"), where="train")]
     config = TrainingConfig(learning_rate=4e-3, epochs=16, batch_size=16)
@@ -69,6 +69,6 @@ def _trained(archive: Archive, encoder: Encoder) -> nn.Module:
 
 
 @pytest.fixture
-def target(_trained: nn.Module) -> nn.Module:
+def target(trained_model: nn.Module) -> nn.Module:
     """A private copy of the model that learned the whole archive."""
-    return copy.deepcopy(_trained)
+    return copy.deepcopy(trained_model)

@@ -27,11 +27,11 @@ from expunge.recipe import TrainRecipe, build_recipe, merge
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, archive: Archive, encoder: Encoder, _trained: nn.Module,
+def world(tmp_path_factory: pytest.TempPathFactory, archive: Archive, encoder: Encoder, trained_model: nn.Module,
           fresh: Callable[[], nn.Module]) -> Path:  # fmt: skip
     folder = tmp_path_factory.mktemp("world")
     archive.write_jsonl(folder)
-    save_model(_trained, encoder.tokenizer, folder / "target")
+    save_model(trained_model, encoder.tokenizer, folder / "target")
     save_model(fresh(), encoder.tokenizer, folder / "base")
     return folder
 
@@ -108,7 +108,7 @@ def test_reference_may_be_a_model_or_records(world: Path, tmp_path: Path) -> Non
     assert a.models["reference"].metrics["forget_quality"].value == 1.0
 
 
-def test_bfloat16_models_are_trained_in_float32_and_saved_and_audited_as_stored(world: Path, tmp_path: Path) -> None:
+def test_bfloat16_models_aretrained_model_in_float32_and_saved_and_audited_as_stored(world: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(world / "target")
     save_model(model.to(torch.bfloat16), tokenizer, tmp_path / "bf16")
     recipe = build_recipe(settings(world, model={"path": str(tmp_path / "bf16")}, audit={"generate": False}))

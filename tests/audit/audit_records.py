@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from expunge.audit.records import GeneratedItem, Records, ScoredItem
@@ -33,7 +35,37 @@ def full_records(seed=0, n=40):
     rng = np.random.default_rng(seed)
     parts = [_example(rng, name, i) for name in ("forget", "retain", "holdout", "facts") for i in range(n)]
     items = [item for scores, _ in parts for item in scores]
-    return Records(items, [text for _, texts in parts for text in texts], {"made": "by hand"})
+    more = np.random.default_rng(seed + 1000)  # apart, so that further fields do not move the numbers above
+    items = [_measured(more, item) if _compared(item) else item for item in items]
+    copies = [_neighbour(more, item, i) for item in items for i in range(2) if _compared(item)]
+    texts = [text for _, texts in parts for text in texts]
+    begun = [_begun(more, item) for item in items if _compared(item)]
+    return Records([*items, *copies], [*texts, *begun], {"made": "by hand"})
+
+
+def _compared(item):
+    return item.variant == "answer" and item.set in ("forget", "holdout")
+
+
+def _measured(rng, item):
+    return dataclasses.replace(
+        item, gradient_norm=rng.uniform(1, 2), gradient_norm_mean=rng.uniform(0, 1), text_score=rng.normal()
+    )
+
+
+def _neighbour(rng, item, index):
+    logp = _tokens(rng, 1.5)
+    return dataclasses.replace(
+        scored(item.set, item.id, logp, variant="neighbour", index=index, subject=item.subject, eos=True)
+    )
+
+
+def _begun(rng, item):
+    true = tuple(int(i) for i in rng.integers(0, 9, 14))
+    said = true[:12] + tuple(int(i) for i in rng.integers(0, 9, 2))
+    return dataclasses.replace(
+        generated(item.set, item.id, "said", "true", prompt="prefix", subject=item.subject), ids=said, target_ids=true
+    )
 
 
 def _example(rng, name, i):

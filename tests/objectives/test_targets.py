@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from expunge.objectives.likelihood import kl_divergence
 from expunge.objectives.targets import (
-    after_first,
     bad_teacher,
     bounded_ascent,
     ceu,
@@ -72,22 +71,9 @@ def test_undial_without_lowering_is_at_rest_and_has_its_minimum_at_the_target() 
 
 def test_ceu_toy() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
-    value, grad = value_and_grad(lambda z: ceu(z, ZERO, KEEP), logits)
+    value, grad = value_and_grad(lambda z: ceu(z, ZERO), logits)
     assert value == pytest.approx(1.366159, abs=1e-6)
     assert grad == close(0.5, -0.3, -0.2)
-
-
-def test_ceu_leaves_out_the_first_tokens() -> None:
-    keep = after_first(torch.tensor([3, 1, 2]), 1)
-    assert keep.tolist() == [False, True, True, False, False, True]
-    assert after_first(torch.tensor([3, 1, 2]), 0).all()
-    assert not after_first(torch.tensor([3, 1, 2]), 3).any()
-    logits = torch.randn(6, 5, requires_grad=True)
-    loss = ceu(logits, torch.arange(6) % 5, keep)
-    assert ((loss == 0) == ~keep).all()
-    loss.sum().backward()
-    assert logits.grad is not None
-    assert ((logits.grad.abs().sum(1) == 0) == ~keep).all()
 
 
 def test_pdu_toy_and_multiplier() -> None:
@@ -145,7 +131,7 @@ def test_good_teacher_alone_is_self_distillation() -> None:
 
 LOSSES: list[Callable[[Tensor, Tensor, Tensor], Tensor]] = [
     lambda z, y, r: undial(z, y, r, beta=3.0),
-    lambda z, y, r: ceu(z, y, torch.ones_like(y, dtype=torch.bool)),
+    lambda z, y, r: ceu(z, y),
     lambda z, y, r: pdu(z, y),
     lambda z, y, r: distillation_kl(z, r, temperature=2.0),
     lambda z, y, r: bad_teacher(z, r, torch.zeros(1, z.shape[1]), torch.full((len(y),), 0.3)),

@@ -34,7 +34,9 @@ def value_and_grad(loss: Callable[[Tensor], Tensor], a: float = A) -> tuple[floa
 
 def tokens_mean(values: Tensor) -> Tensor:
     n = len(values)
-    return reduce_tokens(values, torch.zeros(n, dtype=torch.long), torch.tensor([n]), "token_mean", sequences=1, tokens=n)
+    return reduce_tokens(
+        values, torch.zeros(n, dtype=torch.long), torch.tensor([n]), "token_mean", sequences=1, tokens=n
+    )
 
 
 def tokens_sum(values: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ def run(
     watcher: Watcher | None = None,
     show_examples: bool = False,
     benchmark: BenchmarkData | None = None,
+    runs_tried: int | None = None,
 ) -> RunResult:
     """Carry out a recipe.
 
@@ -84,6 +85,7 @@ def run(
         watcher: follows the run.
         show_examples: write example texts into the report instead of redacting them.
         benchmark: sets and protocol to measure in place of those of the recipe; its other settings are not looked at.
+        runs_tried: how many runs were tried before these settings were chosen, for the report; None if nobody counted.
 
     Raises:
         ExpungeError: one of its kinds; the run folder then says what happened.
@@ -102,7 +104,7 @@ def run(
     opened = [open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))]
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
     job = _Job(recipe, data, protocol, folder, records_dir or path / "records", watch, show_examples)
-    with job.recorded(commands):
+    with job.recorded(commands, runs_tried):
         # Handed over, not shared: a method that trains another model must not keep this one in memory.
         return job.carry_out(opened.pop(), resume=resume)
 
@@ -120,14 +122,14 @@ def _training_dtype(recipe: Recipe) -> str:
 
 def _check_needs(recipe: Recipe) -> None:
     """Raise if an input that the method needs is missing."""
-    card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
-    retains = recipe.method.model_dump().get("retain", "needed") != "none"
-    if "retain" in card.needs and retains and recipe.data.retain is None:
+    method = get_method(recipe.method.name)  # type: ignore[attr-defined]
+    card, needs = method.card, method.needs(recipe.method, recipe.training)
+    if "retain" in needs and recipe.data.retain is None:
         raise RecipeError(
             f"method {card.name!r} needs a retain set", field="data.retain",
             remedy="Give --retain FILE, or --set method.retain=none if the method allows it",
         )  # fmt: skip
-    if "base_model" in card.needs and recipe.model.base is None:
+    if "base_model" in needs and recipe.model.base is None:
         raise RecipeError(
             f"method {card.name!r} needs the model that never saw the data", field="model.base",
             remedy="Give --base DIR",
@@ -145,7 +147,7 @@ class _Job:
         self._name = self._card.name
 
     @contextmanager
-    def recorded(self, commands: tuple[str, ...]) -> Iterator[None]:
+    def recorded(self, commands: tuple[str, ...], runs_tried: int | None) -> Iterator[None]:
         """Keep `run.json` true whatever happens, and a report beside it."""
         recipe, folder = self._recipe, self._folder
         write_text(folder.path / "recipe.yaml", recipe.to_yaml())
@@ -154,7 +156,7 @@ class _Job:
             "recipe_hash": recipe.hash, "recipe": recipe.to_dict(), "environment": environment(),
             "data": {name: {"n": len(examples), "digest": data_digest(examples)}
                      for name, examples in self._data.splits.named().items()},
-            "commands": list(commands), "runs_tried": None,
+            "commands": list(commands), "runs_tried": runs_tried,
         })  # fmt: skip
         try:
             with folder.recorded():

@@ -161,6 +161,15 @@ def audit(
     return AuditReport(metrics, records, seconds, document(measurer, entries))
 
 
+def check_metrics(config: AuditConfig, sets: Mapping[str, Sequence[Example]]) -> None:
+    """Raise what would keep the metrics of an audit from being computed; nothing is measured.
+
+    Raises:
+        RecipeError: for a metric that does not exist, or a file of the audit that cannot be used.
+    """
+    compute_metrics(Records([], []), protocol=default_protocol(sets), config=config)
+
+
 def estimate(measurer: Measurer, records: Records, reference: Records | None) -> dict[str, Estimate]:
     """Return every selected metric of one model's records."""
     return compute_metrics(

@@ -71,12 +71,13 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def _work(recipe: Recipe, data: Data, encoded: Mapping[str, Sequence[Encoded]]) -> Work:
     training = recipe.training
     forget, retain = encoded.get("forget", ()), encoded.get("retain", ())
-    driving = retain if "base_model" in get_method(recipe.method.name).card.needs else forget  # type: ignore[attr-defined]
-    per_epoch = -(-max(1, len(driving)) // training.batch_size)
-    rows = min(training.batch_size, max(1, len(driving)))
-    partners = (
-        [driving] if driving is retain or recipe.method.model_dump().get("retain") == "none" else [forget, retain]
-    )
+    method = get_method(recipe.method.name)  # type: ignore[attr-defined]
+    alone = "forget" not in method.card.needs
+    seen = max(1, method.examples_per_epoch(recipe.method, forget=len(forget), retain=len(retain)))
+    per_epoch, rows = -(-seen // training.batch_size), min(training.batch_size, seen)
+    partners = [retain] if alone else [forget]
+    if not alone and recipe.method.model_dump().get("retain") != "none":
+        partners.append(retain)
     mean_tokens = sum(_mean(len(item.ids) for item in items) for items in partners)
     mean_labels = sum(_mean(item.n_labels for item in items) for items in partners)
     answers = 2 + max((len(example.perturbed_answers) for example in data.splits.forget), default=0)

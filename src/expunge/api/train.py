@@ -11,7 +11,7 @@ from expunge.audit.document import environment
 from expunge.data.digests import data_digest
 from expunge.data.loaders import load_examples
 from expunge.errors import RecipeError
-from expunge.methods.gradient import choose_parameters
+from expunge.methods.weights import choose_parameters
 from expunge.models.digests import model_digest
 from expunge.models.loading import DTYPES, save_model
 from expunge.recipe import TrainRecipe

@@ -19,6 +19,7 @@ from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoder
 from expunge.data.examples import Example, Splits
 from expunge.data.loaders import check_overlap, load_examples
+from expunge.data.parts import part_of
 from expunge.errors import InputDataError, RecipeError
 from expunge.models.config import ModelConfig
 from expunge.models.digests import model_digest
@@ -108,7 +109,10 @@ def load_data(config: DataConfig, *, need_forget: bool = True) -> Data:
     extra = {name: read(source, name) for name, source in config.extra.items()}
     splits = Splits(forget, retain, holdout, extra)
     audited = {**splits.named(), **{name: read(source, name) for name, source in config.evaluate.items()}}
-    return Data(splits, audited)
+    if config.audit_part == "all":
+        return Data(splits, audited)
+    part = config.audit_part
+    return Data(splits, {name: part_of(examples, part, name=name) for name, examples in audited.items()})
 
 
 def device_of(config: ModelConfig) -> str:

@@ -106,8 +106,12 @@ def with_choices(
 
     Args:
         records: what the audit pass saw of the same model.
-        model, encoder, sets, batch_tokens, progress: see `score_choices`.
+        model: the model.
+        encoder: gives the tokenizer and the context length.
+        sets: questions by the name of their set.
         limit: take only the first so many questions of every subject.
+        batch_tokens: positions per forward, padding included.
+        progress: told after every forward.
     """
     sets = {name: questions.first(limit) for name, questions in sets.items()}
     started = time.perf_counter()

@@ -7,7 +7,7 @@ import copy
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from expunge.audit.config import AuditConfig
 from expunge.audit.document import environment
-from expunge.audit.extra import Text, norms_of, scores_of_texts, starts, unended, without_last
+from expunge.audit.extra import Measured, Text, measured, norms_of, scores_of_texts, starts
 from expunge.audit.extraction import Prefix
 from expunge.audit.neighbours import neighbour_texts, vocabulary
 from expunge.audit.protocol import Continuation, Protocol, default_protocol
@@ -114,7 +114,7 @@ def collect(
     started = time.perf_counter()
     scores = _score_once(model, encoder, [pair.encoded for pair in pairs], config, progress)
     scored_at = time.perf_counter()
-    answers = _generate_once(model, encoder, [item.key for item in (*prompts, *begun)], config, progress)
+    answers = _generate_once(model, encoder, [p.key for p in prompts] + [s.key for s in begun], config, progress)
     seconds = {"scoring": scored_at - started, "generation": time.perf_counter() - scored_at}
     counts = _counts(pairs, [*prompts, *begun], scores, answers)
     norms: dict[Encoded, GradientNorm] = {}
@@ -123,9 +123,9 @@ def collect(
         norms = norms_of(model, [pair.encoded for pair in compared], partial(_counter, progress=progress))
         seconds["gradients"], counts["backwards"] = time.perf_counter() - began, len(norms)
     texts = scores_of_texts([_text(pair, pair.set in members) for pair in compared])
-    more = {id(pair): _measured(pair, text, norms) for pair, text in zip(compared, texts, strict=True)}
+    more = {id(pair): measured(pair.encoded, text, norms) for pair, text in zip(compared, texts, strict=True)}
     return Records(
-        scored=[replace(_scored_item(pair, scores[pair.encoded]), **more.get(id(pair), {})) for pair in pairs],
+        scored=[_scored_item(pair, scores[pair.encoded], more.get(id(pair), Measured())) for pair in pairs],
         generated=[
             *(_generated_item(prompt, answers[prompt.key], encoder) for prompt in prompts),
             *(_continued_item(start, answers[start.key], encoder) for start in begun),
@@ -260,7 +260,7 @@ def _counter(phase: str, total: int, progress: Progress | None) -> Callable[[int
     return count
 
 
-def _scored_item(pair: _Pair, scores: TokenScores) -> ScoredItem:
+def _scored_item(pair: _Pair, scores: TokenScores, more: Measured) -> ScoredItem:
     return ScoredItem(
         set=pair.set,
         id=pair.id,
@@ -274,22 +274,15 @@ def _scored_item(pair: _Pair, scores: TokenScores) -> ScoredItem:
         sigma2=scores.sigma2,
         ends_with_eos=pair.encoded.ends_with_eos,
         zlib_bytes=len(zlib.compress(pair.text.encode("utf-8"))),
+        gradient_norm=more.gradient_norm,
+        gradient_norm_mean=more.gradient_norm_mean,
+        text_score=more.text_score,
     )
 
 
 def _text(pair: _Pair, forget: bool) -> Text:
     # Ids are unique within a set only; subjects may be in both sets, and then stay together.
     return Text(f"{pair.prompt}\n{pair.text}", forget, pair.subject or f"{pair.set}/{pair.id}")
-
-
-def _measured(pair: _Pair, text: float | None, norms: Mapping[Encoded, GradientNorm]) -> dict[str, float | None]:
-    """Return the fields of a record that only compared answers have."""
-    whole, cut = norms.get(unended(pair.encoded)), norms.get(without_last(pair.encoded))
-    return {
-        "text_score": text,
-        "gradient_norm": None if whole is None else whole.total,
-        "gradient_norm_mean": None if cut is None else cut.tensor_mean,
-    }
 
 
 def _continued_item(start: _Start, answer: Generation, encoder: Encoder) -> GeneratedItem:
@@ -311,6 +304,11 @@ def _continued_item(start: _Start, answer: Generation, encoder: Encoder) -> Gene
 
 def _generated_item(prompt: _Prompt, answer: Generation, encoder: Encoder) -> GeneratedItem:
     said, stopped = answer.text, False
+    room = None if prompt.rule.max_total_tokens is None else max(0, prompt.rule.max_total_tokens - len(prompt.ids))
+    if room is not None and room < len(answer.ids):
+        # Greedy tokens do not depend on how many follow, so cutting is the same as having stopped there.
+        answer = Generation(answer.ids[:room], _decoded(encoder, answer.ids[:room]), finished=False)
+        said = answer.text
     if prompt.rule.stop:
         # From the ids: white space at the start of the text can be part of a stop string.
         said, stopped = cut_before(_decoded(encoder, answer.ids), prompt.rule.stop)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -28,6 +28,14 @@ class Text(NamedTuple):
     text: str
     forget: bool
     subject: str
+
+
+class Measured(NamedTuple):
+    """Fields of a record that only answers in membership attacks have; None where not measured."""
+
+    text_score: float | None = None
+    gradient_norm: float | None = None
+    gradient_norm_mean: float | None = None
 
 
 def scores_of_texts(texts: Sequence[Text]) -> list[float | None]:
@@ -57,6 +65,12 @@ def norms_of(model: nn.Module, items: Sequence[Encoded], counter: Counter) -> di
     wanted = dict.fromkeys(part for item in items for part in (unended(item), without_last(item)))
     usable = [item for item in wanted if item.n_labels]
     return dict(zip(usable, gradient_norms(model, usable, progress=counter("gradients", len(usable))), strict=True))
+
+
+def measured(item: Encoded, text_score: float | None, norms: Mapping[Encoded, GradientNorm]) -> Measured:
+    """Return what a record of a compared answer has beyond its token scores."""
+    whole, cut = norms.get(unended(item)), norms.get(without_last(item))
+    return Measured(text_score, None if whole is None else whole.total, None if cut is None else cut.tensor_mean)
 
 
 def starts(item: Encoded, config: AuditConfig, max_length: int) -> list[tuple[Prefix, int]]:

@@ -7,11 +7,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from expunge.audit.choices import with_choices
 from expunge.audit.collect import Progress, collect
 from expunge.audit.config import AuditConfig
 from expunge.audit.protocol import Protocol
@@ -20,6 +21,7 @@ from expunge.audit.store import read_records, write_records
 from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoder
 from expunge.data.examples import Example
+from expunge.data.questions import QuestionSet
 
 #: Settings that change what the model is asked; the others only change what is computed from the answers.
 _ASKED = (
@@ -39,6 +41,7 @@ class Measurer:
         protocol: the part each set plays.
         folder: where records are kept, one folder a model; None keeps nothing.
         progress: told after every forward.
+        questions: multiple-choice questions by the name of their set.
     """
 
     encoder: Encoder
@@ -47,13 +50,16 @@ class Measurer:
     protocol: Protocol
     folder: Path | None = None
     progress: Progress | None = None
+    questions: Mapping[str, QuestionSet] = field(default_factory=dict)
 
     def key(self, model_digest: str, dtype: str) -> str:
         """Return the digest of model, data and settings under which records are kept."""
         asked = {name: self.config.model_dump(mode="json")[name] for name in _ASKED}
         asked["seed"] = self.config.seed if self.config.neighbours else 0  # nothing else that is asked depends on it
         data = {name: data_digest(examples) for name, examples in self.sets.items()}
-        read = {key: value for key, value in self.protocol.to_dict().items() if key in ("roles", "continuations", "members")}
+        data |= {name: questions.digest() for name, questions in self.questions.items()}
+        asks = ("roles", "continuations", "members")
+        read = {key: value for key, value in self.protocol.to_dict().items() if key in asks}
         parts = [model_digest, dtype, self.encoder.template_id, self.encoder.max_length, asked, data, read]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -66,6 +72,11 @@ class Measurer:
         records = collect(
             model, self.encoder, self.sets, config=self.config, protocol=self.protocol, progress=self.progress
         )
+        if self.questions:
+            records = with_choices(
+                records, model, self.encoder, self.questions, limit=self.config.limit,
+                batch_tokens=self.config.batch_tokens, progress=self.progress,
+            )  # fmt: skip
         records.meta.update(name=name, model_digest=model_digest, key=key)
         if self.folder is not None:
             partial = self.folder / f".partial-{key[:16]}"

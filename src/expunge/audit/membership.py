@@ -7,6 +7,9 @@ token for the loss and zlib scores and drops the last label, whatever it is, for
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,7 +18,9 @@ from expunge.audit.memorization import scored_part
 from expunge.audit.records import ScoredItem, Summary
 from expunge.audit.statistics import Floats, Unavailable
 
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "lowercase", "reference")
+ATTACKS = (
+    "loss", "zlib", "min_k", "min_k_plus_plus", "lowercase", "reference", "gradient_norm", "neighbourhood",
+)  # fmt: skip
 SIGMA2_FLOOR = 1e-6
 """Smallest variance of log p: a uniform row has none, and Min-K%++ divides by its root."""
 
@@ -91,6 +96,19 @@ def reference_score(item: ScoredItem, reference: ScoredItem) -> float:
     return loss_score(item) - loss_score(reference)
 
 
+def gradient_score(item: ScoredItem, *, compat: str = "fixed") -> float:
+    """Return minus the norm of the gradient of the mean loss; `openunlearning` averages the norms of the tensors."""
+    norm = item.gradient_norm_mean if compat == "openunlearning" else item.gradient_norm
+    if norm is None:
+        raise Unavailable("the records hold no gradient norms (`audit.gradient_norm` measures them)")
+    return -norm
+
+
+def neighbour_score(item: ScoredItem, neighbours: Sequence[ScoredItem]) -> float:
+    """Return the mean L(neighbour) - L(text). Source: Mattern et al., 2023, equation 1."""
+    return loss_score(item) - float(np.mean([loss_score(neighbour) for neighbour in neighbours]))
+
+
 def attack_column(
     view: View, name: str, attack: str, *, k: float, compat: str = "fixed", reference: View | None = None
 ) -> Column:
@@ -105,25 +123,37 @@ def attack_column(
         reference: records of another model, for the attack `reference`.
 
     Raises:
-        Unavailable: if the set, the lowercased answers or the reference are missing.
+        Unavailable: if the set, or what the attack needs beside the answers, is missing.
     """
+    alone: Mapping[str, Callable[[ScoredItem], float]] = {
+        "loss": partial(loss_score, compat=compat),
+        "zlib": partial(zlib_score, compat=compat),
+        "min_k": partial(min_k_score, k=k, compat=compat),
+        "min_k_plus_plus": partial(min_k_plus_plus_score, k=k, compat=compat),
+        "gradient_norm": partial(gradient_score, compat=compat),
+    }
     items = view.scored(name, "answer")
-    if attack == "loss":
-        return column(((i, loss_score(i, compat=compat)) for i in items), attack)
-    if attack == "zlib":
-        return column(((i, zlib_score(i, compat=compat)) for i in items), attack)
-    if attack == "min_k":
-        return column(((i, min_k_score(i, k, compat=compat)) for i in items), attack)
-    if attack == "min_k_plus_plus":
-        return column(((i, min_k_plus_plus_score(i, k, compat=compat)) for i in items), attack)
+    if attack in alone:
+        return column(((item, alone[attack](item)) for item in items), attack)
+    beside = _beside(view, name, attack, reference)
+    compared: Mapping[str, Callable[[ScoredItem, Sequence[ScoredItem]], float]] = {
+        "lowercase": lambda item, found: lowercase_score(item, found[0]),
+        "reference": lambda item, found: reference_score(item, found[0]),
+        "neighbourhood": neighbour_score,
+    }
+    return column(((item, compared[attack](item, beside[item.id])) for item in items if item.id in beside), attack)
+
+
+def _beside(view: View, name: str, attack: str, reference: View | None) -> Mapping[str, Sequence[ScoredItem]]:
+    """Return what an attack compares each answer with, by id."""
     if attack == "lowercase":
-        lowered = view.by_id(name, "lowercase")
-        return column(((i, lowercase_score(i, lowered[i.id][0])) for i in items if i.id in lowered), attack)
+        return view.by_id(name, "lowercase")
+    if attack == "neighbourhood":
+        return view.by_id(name, "neighbour")
     if attack == "reference":
         if reference is None:
             raise Unavailable("no records of a reference model were given")
-        other = reference.by_id(name, "answer")
-        return column(((i, reference_score(i, other[i.id][0])) for i in items if i.id in other), attack)
+        return reference.by_id(name, "answer")
     raise ValueError(f"unknown attack {attack!r}; valid: {', '.join(ATTACKS)}")
 
 

@@ -16,6 +16,7 @@ from expunge.audit.membership import ATTACKS, attack_column
 from expunge.audit.protocol import SetRole
 from expunge.audit.registry import ONE_CLUSTER, AuditMetric, Context, single_cluster
 from expunge.audit.statistics import Floats, Interval, Unavailable, auc, auc_replicates, interval, tpr_at_fpr
+from expunge.audit.text_only_metrics import TEXT_ONLY, sets_differ
 from expunge.claims import MetricCard
 
 FPR = 0.01
@@ -28,6 +29,9 @@ _DEFINITIONS = {
     "and variance of log p under the model (variance kept above 1e-6)",
     "lowercase": "loss of the lowercased text over the loss of the text",
     "reference": "loss under the reference model minus loss under the model",
+    "gradient_norm": "minus the L2 norm, over all parameters, of the gradient of the mean loss of the answer's tokens "
+    "(`openunlearning`: the mean over parameter tensors of the norm of each)",
+    "neighbourhood": "mean loss of copies of the answer with a tenth of its words replaced, minus its own loss",
 }
 _SOURCES = {
     "loss": "Yeom et al., Privacy Risk in Machine Learning, 2018",
@@ -36,13 +40,25 @@ _SOURCES = {
     "min_k_plus_plus": "Zhang et al., Min-K%++, 2024",
     "lowercase": "Carlini et al., Extracting Training Data from Large Language Models, 2021",
     "reference": "Carlini et al., Membership Inference Attacks From First Principles, 2022",
+    "gradient_norm": "Dorna et al., OpenUnlearning, 2025",
+    "neighbourhood": "Mattern et al., Membership Inference Attacks via Neighbourhood Comparison, 2023",
+}
+_ALSO = {
+    "gradient_norm": ("Depends on the size of the model: compare models of one architecture only.",),
+    "neighbourhood": (
+        "Words drawn from the evaluated sets stand in for a mask-filler: less fluent neighbours, a weaker attack.",
+    ),
 }
 _TOKENS = (
     "Scores leave the end-of-sequence token out. `openunlearning` keeps it for loss and zlib and drops the last label "
     "elsewhere; `muse` keeps every token and does not round Min-K% up to one token."
 )
+_COMPAT = {
+    "lowercase": ("fixed",), "reference": ("fixed",), "neighbourhood": ("fixed",),
+    "gradient_norm": ("fixed", "openunlearning"),
+}  # fmt: skip
 _FAILURES = (
-    "Means nothing unless the holdout set is distributed like the forget set.",
+    "No evidence where the holdout set is not distributed like the forget set; see membership.text_only.auc.",
     "A failed attack does not show that there is nothing to find.",
 )
 
@@ -100,28 +116,32 @@ def _estimate(
         reference=context.reference_name if attack == "reference" else None,
         compat=compat,
         reason=bounds.reason,
+        caveat=sets_differ(context),
     )
 
 
 def _needs(attack: str) -> tuple[str, ...]:
-    extra = {"lowercase": ("lowercase",), "reference": ("reference",), "min_k_plus_plus": ("token_statistics",)}
+    extra = {
+        "lowercase": ("lowercase",), "reference": ("reference",), "min_k_plus_plus": ("token_statistics",),
+        "gradient_norm": ("gradient_norm",), "neighbourhood": ("neighbours",),
+    }  # fmt: skip
     return ("holdout", *extra.get(attack, ()))
 
 
 def _metrics(attack: str) -> tuple[AuditMetric, AuditMetric]:
-    compat = ("fixed",) if attack in ("lowercase", "reference") else ("fixed", "openunlearning", "muse")
+    compat, failures = _COMPAT.get(attack, ("fixed", "openunlearning", "muse")), (*_FAILURES, *_ALSO.get(attack, ()))
     aim = "the reference's value; one half where holdout is distributed like forget"
     auc_card = MetricCard(
         name=f"membership.{attack}.auc", title=f"Membership AUC, {attack}", unit="AUC", direction="reference",
         definition=f"P(forget item scores higher than holdout item), ties one half; score: {_DEFINITIONS[attack]}. "
-        + _TOKENS, target=aim, needs=_needs(attack), compat=compat, known_failures=_FAILURES, source=_SOURCES[attack],
+        + _TOKENS, target=aim, needs=_needs(attack), compat=compat, known_failures=failures, source=_SOURCES[attack],
     )  # fmt: skip
     tpr_card = MetricCard(
         name=f"membership.{attack}.tpr_at_1pct_fpr", title=f"Membership TPR at 1 % FPR, {attack}", unit="share in 0..1",
         definition="Largest share of forget items above a threshold that at most 1 % of the holdout items pass, with "
         f"Clopper-Pearson interval; needs 100 holdout items. Score: {_DEFINITIONS[attack]}.", direction="reference",
         target="the reference's value", needs=_needs(attack), compat=compat, source=_SOURCES[attack],
-        known_failures=(*_FAILURES, "The interval treats items as independent and the threshold as given."),
+        known_failures=(*failures, "The interval treats items as independent and the threshold as given."),
     )  # fmt: skip
     return (
         AuditMetric(card=auc_card, compute=partial(_auc, attack)),
@@ -129,4 +149,7 @@ def _metrics(attack: str) -> tuple[AuditMetric, AuditMetric]:
     )
 
 
-MEMBERSHIP_METRICS: tuple[AuditMetric, ...] = tuple(metric for attack in ATTACKS for metric in _metrics(attack))
+MEMBERSHIP_METRICS: tuple[AuditMetric, ...] = (
+    *(metric for attack in ATTACKS for metric in _metrics(attack)),
+    TEXT_ONLY,
+)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import partial
 
+from expunge.audit.aggregate_metrics import AGGREGATE_METRICS
+from expunge.audit.choice_metrics import choice_cards, choice_jobs
 from expunge.audit.columns import Column, View
 from expunge.audit.config import AuditConfig
 from expunge.audit.estimate import Estimate
@@ -15,14 +17,15 @@ from expunge.audit.muse_metrics import MUSE_METRICS
 from expunge.audit.protocol import Protocol, SetRole
 from expunge.audit.quality_metrics import QUALITY_METRICS
 from expunge.audit.records import Records
-from expunge.audit.registry import GROUPS, PREFIX, Context, SetMetric, variant
+from expunge.audit.registry import GROUPS, PREFIX, AuditMetric, Context, Group, SetMetric, variant
 from expunge.audit.set_metrics import SET_METRICS
 from expunge.claims import MetricCard
 from expunge.data.refusals import load_refusals
 from expunge.errors import RecipeError, nearest
 
-AUDIT_METRICS = (*MEMBERSHIP_METRICS, *QUALITY_METRICS, *MUSE_METRICS)
+AUDIT_METRICS = (*MEMBERSHIP_METRICS, *QUALITY_METRICS, *MUSE_METRICS, *AGGREGATE_METRICS)
 _CORE_ROLES: tuple[SetRole, ...] = ("forget", "retain")
+_SELF_CONTAINED: tuple[SetRole, ...] = ("hazard", "questions", "reasoning")
 
 
 def compute_metrics(
@@ -54,7 +57,8 @@ def compute_metrics(
     jobs: dict[str, Callable[[], Estimate]] = {}
     for name, role, metric in _set_jobs(protocol):
         jobs[f"{name}.{metric.name}"] = partial(metric.estimate, context, name, role)
-    for whole in (metric for metric in AUDIT_METRICS if metric.offered(protocol)):
+    jobs |= choice_jobs(context)
+    for whole in (metric for metric in AUDIT_METRICS if _has(protocol, metric)):
         jobs[whole.card.name] = partial(whole.estimate, context)
     return {name: jobs[name]() for name in select(config.metrics, jobs)}
 
@@ -76,8 +80,10 @@ def item_values(records: Records, name: str, *, protocol: Protocol, config: Audi
 
 def metric_cards(protocol: Protocol | None = None) -> list[MetricCard]:
     """Return the card of every metric, or of those that a protocol has; `{set}.` stands for any utility set."""
-    cards = [card for metric in SET_METRICS for card in metric.cards()]
-    return [*cards, *(metric.card for metric in AUDIT_METRICS if protocol is None or metric.offered(protocol))]
+    groups = tuple(PREFIX) if protocol is None else _groups(protocol)
+    cards = [card for metric in SET_METRICS for card in metric.cards(groups)]
+    whole = (metric for metric in AUDIT_METRICS if protocol is None or _has(protocol, metric))
+    return [*cards, *choice_cards(groups), *(metric.card for metric in whole)]
 
 
 def card_for(name: str, protocol: Protocol | None = None) -> MetricCard:
@@ -94,7 +100,8 @@ def card_for(name: str, protocol: Protocol | None = None) -> MetricCard:
     first, _, rest = name.partition(".")
     role = protocol.roles.get(first) if protocol else None
     prefix = PREFIX[GROUPS[role]] if role else first
-    for key in (f"{prefix}.{rest}", name, f"{{set}}.{rest}"):
+    part = f"{{subject}}.{rest.rpartition('.')[2]}"  # a metric of one subject: `mmlu.anatomy.accuracy`
+    for key in (f"{prefix}.{rest}", name, f"{{set}}.{rest}", f"{prefix}.{part}", f"{{set}}.{part}"):
         if key in cards:
             return cards[key]
     raise RecipeError("unknown metric", field="metrics", value=name, remedy=nearest(name, cards))
@@ -130,10 +137,27 @@ def _context(
     )
 
 
+def _has(protocol: Protocol, metric: AuditMetric) -> bool:
+    return metric.offered(protocol) and not _self_contained(protocol)
+
+
+def _groups(protocol: Protocol) -> list[Group]:
+    """Return the groups of sets that a protocol has metrics for; those of an unlearning audit always go together."""
+    played = [GROUPS[role] for role in protocol.roles.values()]
+    return played if _self_contained(protocol) else [*played, "forget", "utility", "holdout"]
+
+
+def _self_contained(protocol: Protocol) -> bool:
+    """Return whether every set has metrics of its own, so that those of an unlearning audit are not asked for."""
+    return bool(protocol.roles) and all(role in _SELF_CONTAINED for role in protocol.roles.values())
+
+
 def _set_jobs(protocol: Protocol) -> Iterable[tuple[str, SetRole, SetMetric]]:
     """Yield (set, role, metric); roles every audit needs appear even where no set plays them."""
     absent: dict[str, SetRole] = {
-        role: role for role in _CORE_ROLES if not protocol.sets(role) and role not in protocol.roles
+        role: role
+        for role in _CORE_ROLES
+        if not protocol.sets(role) and role not in protocol.roles and not _self_contained(protocol)
     }
     for name, role in (*protocol.roles.items(), *absent.items()):
         for metric in SET_METRICS:

@@ -30,7 +30,7 @@ class Words:
     cumulative: NDArray[np.int64]
 
     def other(self, word: str, rng: np.random.Generator) -> str:
-        """Draw a word that differs from `word`, each as often as it occurs; `word` must be one, and not the only one."""
+        """Draw a word but `word`, which must be one of several, each as often as it occurs."""
         index = int(np.searchsorted(np.array(self.words), word))
         low = int(self.cumulative[index - 1]) if index else 0
         count = int(self.cumulative[index]) - low

@@ -45,7 +45,7 @@ class Policy(BaseModel):
     bounds: dict[str, Bound] = Field(default_factory=dict, description="limits by metric name")
 
     def check(self, metrics: Mapping[str, Estimate]) -> list[Verdict]:
-        """Return one verdict per limit; a metric without a number, or with one that is no evidence, never meets its limit."""
+        """Return one verdict per limit; a metric without a number that is evidence never meets its limit."""
         found = []
         for name, bound in self.bounds.items():
             low, high = _range(metrics.get(name), bound)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from expunge.data.examples import Example
 from expunge.errors import InputDataError, RecipeError
 
-SetRole = Literal["forget", "retain", "holdout", "options"]
+SetRole = Literal["forget", "retain", "holdout", "options", "hazard", "questions", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,13 @@ class Continuation:
         stop: the generation is cut before the first of these strings.
         target_tokens: the true answer is cut to this many token ids, those the tokenizer adds at its start counted;
             None leaves it whole.
+        max_total_tokens: prompt and generation together are cut to this many tokens; None leaves them whole.
     """
 
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     target_tokens: int | None = None
+    max_total_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Protocol:
         name, version: which protocol, for example `tofu` and `1`.
         roles: role of every set. `forget` should lose what it taught; `retain` should stay as it was; `holdout` is
             like the forget set and was never trained on; `options` is utility with right and wrong answers.
+            Three have metrics of their own: `hazard`, multiple-choice questions the model should come to fail;
+            `questions`, such questions it should still answer; `reasoning`, problems with one exact answer.
         continuations: how prompts are continued, for the sets where that is fixed.
         members: sets of role `forget` that membership attacks compare with the holdout; () takes all of them.
     """

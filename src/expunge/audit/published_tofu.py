@@ -37,6 +37,11 @@ _SAID = "generated_text"
 _STATED = {"rouge_l": "rougeL_recall", "rouge_1": "rouge1_recall"}
 
 
+def author(position: int) -> str:
+    """Return the cluster of a question from its position, from 0, in a file about authors."""
+    return f"author-{position // AUTHOR_SIZE + 1}"
+
+
 def is_section(value: Any) -> bool:
     """Return whether a value of a JSON file is one section of such a log."""
     return isinstance(value, Mapping) and any(key in value for fields in (_ANSWER, _RIGHT, _WRONG) for key in fields)
@@ -151,7 +156,7 @@ class _Section:
     def _subject(self, item: str) -> str:
         """Return the author; the questions about the real world have none."""
         about_authors = TOFU_LOG.roles[self.set] != "options" and item.isdigit()
-        return f"author-{int(item) // AUTHOR_SIZE + 1}" if about_authors else ""
+        return author(int(item)) if about_authors else ""
 
     def _field(self, key: str) -> dict[str, Any]:
         values = self.values.get(key)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -27,11 +27,18 @@ from expunge.audit.statistics import (
 )
 from expunge.claims import MetricCard
 
-Group = Literal["forget", "utility", "holdout"]
-GROUPS: Mapping[SetRole, Group] = {"forget": "forget", "retain": "utility", "options": "utility", "holdout": "holdout"}
-PREFIX: Mapping[Group, str] = {"forget": "forget", "utility": "{set}", "holdout": "holdout"}
+Group = Literal["forget", "utility", "holdout", "hazard", "questions", "reasoning"]
+GROUPS: Mapping[SetRole, Group] = {
+    "forget": "forget", "retain": "utility", "options": "utility", "holdout": "holdout",
+    "hazard": "hazard", "questions": "questions", "reasoning": "reasoning",
+}  # fmt: skip
+PREFIX: Mapping[Group, str] = {
+    "forget": "forget", "utility": "{set}", "holdout": "holdout",
+    "hazard": "wmdp", "questions": "{set}", "reasoning": "{set}",
+}  # fmt: skip
 
 ONE_CLUSTER = "only one subject: an interval needs two or more"
+ALIKE = "every item has the same share of a point, which resampling cannot vary"
 
 
 @dataclass(slots=True)
@@ -93,8 +100,8 @@ class SetMetric:
     source: str = ""
     rate: bool = False
 
-    def cards(self) -> list[MetricCard]:
-        """Return one card per group of sets."""
+    def cards(self, groups: Container[Group] = tuple(PREFIX)) -> list[MetricCard]:
+        """Return one card per group of sets, of those asked for."""
         return [
             MetricCard(
                 name=f"{PREFIX[group]}.{self.name}", title=self.title, definition=self.definition, unit=self.unit,
@@ -102,6 +109,7 @@ class SetMetric:
                 known_failures=self.known_failures, source=self.source,
             )
             for group, (direction, target) in self.groups.items()
+            if group in groups
         ]  # fmt: skip
 
     def estimate(self, context: Context, name: str, role: SetRole) -> Estimate:
@@ -172,6 +180,8 @@ def mean_estimate(
 
 def _mean_bounds(context: Context, name: str, values: Column, rate: bool) -> Interval:
     clusters = len(set(values.clusters))
+    if rate and np.ptp(values.values) == 0 and values.values[0] not in (0.0, 1.0):
+        return Interval(None, None, ALIKE)
     if rate and np.ptp(values.values) == 0:
         # Resampling equal values gives an interval of length zero; 0 of 40 does not mean never.
         hits = clusters if values.values[0] else 0

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from expunge.audit.behaviour import Behaviour, behaviour_column, empty_column, fluency_column, repetition_column
+from expunge.audit.choice_metrics import CHOICE_METRICS
 from expunge.audit.columns import Column
 from expunge.audit.config import Compat
 from expunge.audit.estimate import Direction
+from expunge.audit.extraction_metrics import EXTRACTION_METRICS
 from expunge.audit.memorization import exact_memorization_column, extraction_strength_column
 from expunge.audit.overlap import rouge_column
 from expunge.audit.probability import (
@@ -20,6 +22,7 @@ from expunge.audit.probability import (
     utility_score,
 )
 from expunge.audit.protocol import SetRole
+from expunge.audit.reasoning_metrics import REASONING_METRICS
 from expunge.audit.registry import Context, Group, SetMetric
 
 _TOFU = "Maini et al., TOFU, 2024, section 2.2"
@@ -93,6 +96,12 @@ _PROBABILITIES = (
         name="truth_preference", title="Preference for the truth", unit="probability",
         definition="Mean of P(right) / (P(right) + P(wrong)), with P(wrong) the geometric mean over the wrong answers.",
         columns=_truth_preference, groups=_FORGET_ONLY, needs=_OPTIONS, source=_OPEN,
+    ),
+    SetMetric(
+        name="paraphrased_answer_probability", title="Probability of the paraphrased answer", unit="probability",
+        definition="The probability, per token, of the true answer in other words.",
+        columns=lambda context, name, role, compat: answer_probability(context.view, name, "paraphrase"),
+        groups=_FORGET_ONLY, needs=("paraphrased_answer",), source=_OPEN,
     ),
     SetMetric(
         name="paraphrase_probability", title="Probability under a paraphrased question", unit="probability",
@@ -192,4 +201,7 @@ _FLUENCY = (
     ),
 )  # fmt: skip
 
-SET_METRICS: tuple[SetMetric, ...] = (*_PROBABILITIES, *_OVERLAPS, *_MEMORIZATION, *_RATES, *_FLUENCY)
+SET_METRICS: tuple[SetMetric, ...] = (
+    *_PROBABILITIES, *_OVERLAPS, *_MEMORIZATION, *EXTRACTION_METRICS, *_RATES, *_FLUENCY, *CHOICE_METRICS,
+    *REASONING_METRICS,
+)  # fmt: skip

@@ -103,7 +103,9 @@ def _write_choices(items: Sequence[ChoiceItem], path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     names = ("set", "id", "subject", "cluster", "style", "ids_hash")
-    table: dict[str, Any] = {name: pa.array([getattr(item, name) for item in items], type=pa.string()) for name in names}
+    table: dict[str, Any] = {
+        name: pa.array([getattr(item, name) for item in items], type=pa.string()) for name in names
+    }
     for name in ("best", "cut"):
         table[name] = pa.array([getattr(item, name) for item in items], type=pa.int32())
     for name, kind in (("scores", np.float64), ("correct", np.uint8), ("lengths", np.int32), ("n_tokens", np.int32)):
@@ -120,7 +122,9 @@ def _read_choices(path: Path) -> list[ChoiceItem]:
     lists = ("scores", "correct", "lengths", "n_tokens")
     arrays = [_arrays(table.column(name)) for name in lists]
     rows = table.drop_columns(list(lists)).to_pylist()
-    return [ChoiceItem(**row, **dict(zip(lists, per_row, strict=True))) for row, *per_row in zip(rows, *arrays, strict=True)]
+    return [
+        ChoiceItem(**row, **dict(zip(lists, per_row, strict=True))) for row, *per_row in zip(rows, *arrays, strict=True)
+    ]
 
 
 def _strings(items: Sequence[ScoredItem] | Sequence[GeneratedItem], name: str) -> Any:

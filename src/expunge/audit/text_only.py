@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 from typing import Any
 from zlib import crc32
@@ -94,7 +95,7 @@ def _grams(text: str) -> list[str]:
     return [
         f" {round(2 * log2(1 + len(words)))}",
         *words,
-        *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False)),
+        *(f"{a} {b}" for a, b in pairwise(words)),
     ]
 
 

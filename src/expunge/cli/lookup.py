@@ -215,17 +215,22 @@ def _schema(name: str) -> dict[str, Any]:
 
 def _records_schema() -> dict[str, Any]:
     """Return the schema of one row of `scored.parquet` and one of `generated.parquet`."""
-    from dataclasses import fields
+    from dataclasses import MISSING, fields
+    from typing import get_type_hints
 
-    from expunge.audit.records import RECORDS_VERSION, GeneratedItem, ScoredItem
+    from pydantic import create_model
 
-    kinds = {"str": {"type": "string"}, "int": {"type": "integer"}, "bool": {"type": "boolean"}}
-    lists = {"Floats": {"type": "array", "items": {"type": "number"}},
-             "Flags": {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}}  # fmt: skip
-    rows = {}
+    from expunge.audit.records import RECORDS_VERSION, Flags, Floats, GeneratedItem, ScoredItem
+
+    rows: dict[str, Any] = {}
     for file, item in (("scored.parquet", ScoredItem), ("generated.parquet", GeneratedItem)):
-        properties = {field.name: (kinds | lists)[str(field.type)] for field in fields(item)}
-        rows[file] = {"type": "object", "required": list(properties), "properties": properties}
+        hints = get_type_hints(item)
+        columns: dict[str, Any] = {}
+        for column in fields(item):
+            # What is an array in memory is a list column on disk.
+            kind = {Floats: list[float], Flags: list[int]}.get(hints[column.name], hints[column.name])
+            columns[column.name] = (kind, ... if column.default is MISSING else column.default)
+        rows[file] = create_model(item.__name__, **columns).model_json_schema()
     return {"title": "Records", "records_version": RECORDS_VERSION, "type": "object", "properties": rows}
 
 

@@ -21,8 +21,11 @@ class DataConfig(BaseModel):
     evaluate: dict[str, str] = Field(
         default_factory=dict, description="audit another source for a set than the one trained on, by set name"
     )
+    audit_part: Literal["all", "validation", "test"] = Field(
+        "all", description="audit only the subjects of one fixed half: settings chosen on one are judged on the other"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="our column name: the file's column name")
-    template: Literal["auto", "raw", "question", "llama2", "chat"] = Field(
+    template: Literal["auto", "raw", "question", "llama2", "tofu_llama2", "tofu_phi", "chat"] = Field(
         "auto", description="prompt template; auto: the tokenizer's chat template if it has one, else question"
     )
     max_length: int | None = Field(None, ge=2, description="longest sequence in tokens; default: the model's context")

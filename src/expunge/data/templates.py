@@ -20,6 +20,9 @@ _PATTERNS = {
     "raw": ("{q}", ""),
     "question": ("Question: {q}\nAnswer:", " "),
     "llama2": ("[INST] {q} [/INST]", " "),
+    # As TOFU's own code has them: no space before the answer, and a labelled tag in front of it.
+    "tofu_llama2": ("[INST] {q} [/INST]", ""),
+    "tofu_phi": ("Question: {q}\n", "Answer: "),
 }
 NAMES = ("auto", *_PATTERNS, CHAT)
 # Some chat templates print today's date; a fixed one keeps token ids the same from day to day.
@@ -42,7 +45,7 @@ class Template:
     chat template where that is the template and role-labelled lines otherwise.
 
     Attributes:
-        name: `raw`, `question`, `llama2` or `chat` (`auto` has been resolved).
+        name: `raw`, `question`, `llama2`, `tofu_llama2`, `tofu_phi` or `chat` (`auto` has been resolved).
         pattern: the text with `{q}` for the question, or the source of the chat template.
         separator: stands between prompt and answer.
     """

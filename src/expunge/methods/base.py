@@ -96,6 +96,16 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]]
     training_defaults: ClassVar[Mapping[str, Any]] = {}
 
+    def needs(self, config: Any, training: TrainingConfig) -> frozenset[str]:
+        """Return the inputs needed under these settings, out of those a card may name; as a rule the card's."""
+        del config, training
+        return frozenset(self.card.needs)
+
+    def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
+        """Return how many examples an epoch goes through, given the sizes of the sets; as a rule the forget set's."""
+        del config, retain
+        return forget
+
     @abstractmethod
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Change `context.model` (or return another model) according to `config`, an instance of `Config`.

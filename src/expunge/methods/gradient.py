@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -22,10 +23,10 @@ from expunge.data.encoding import Encoded
 from expunge.data.labels import relabel_all, without_eos_label
 from expunge.data.sampling import PairedSampler
 from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
-from expunge.models.adapters import add_lora, is_lora
-from expunge.models.selection import freeze_except, select_parameters
+from expunge.methods.weights import Masks, build_masks, choose_parameters, intersection, kept
 from expunge.objectives.likelihood import kl_divergence, negative_log_likelihood
 from expunge.objectives.reduction import Reduction, reduce_tokens
+from expunge.optim.masks import WeightMasks, kept_share
 from expunge.signals.head import Head, TokenFunction
 from expunge.signals.likelihood import Scorer, TokenRequest, TokenValues, label_logp
 from expunge.signals.reference import ReferenceCache
@@ -55,10 +56,12 @@ class ForgetTerm(ABC):
     Class attributes:
         roles: roles of the rows it adds for each forget example.
         reference_roles: those whose token log-probabilities under the original model it compares with.
+        teacher_roles: those whose `function` is also given the original model's logits.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("forget",)
     reference_roles: ClassVar[tuple[str, ...]] = ()
+    teacher_roles: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, forget: Sequence[Encoded]) -> None:
         self.forget = forget
@@ -69,9 +72,17 @@ class ForgetTerm(ABC):
         return [Row(self.forget[index], "forget", index)]
 
     def function(self, role: str) -> TokenFunction:
-        """Return what is taken from the logits at each labelled token of a role."""
+        """Return what is taken from the logits at each labelled token of a role.
+
+        For a role in `teacher_roles` it is called with logits, labels and the original's logits, else with the first
+        two.
+        """
         del role
         return label_logp
+
+    def attribution(self, index: int) -> Encoded:
+        """Return the sequence whose likelihood says which weights carry forget example `index`, for masks."""
+        return self.forget[index]
 
     @abstractmethod
     def loss(self, tokens: Mapping[str, TokenValues], reference: Mapping[str, Tensor], counts: Counts) -> Tensor:
@@ -108,20 +119,21 @@ class UnlearningTask:
 
     def prepare(self, model: nn.Module) -> None:
         """Cache the original model's answers for every row that will be compared with them."""
-        referenced: dict[int, Encoded] = {}
-        paired: dict[int, Encoded] = {}
+        scored: dict[int, Encoded] = {}
+        taught: dict[int, Encoded] = {}
+        teacher_roles = {*self._term.teacher_roles, *(["retain"] if self._config.retain == "kl" else [])}
         for epoch in range(self._training.epochs):
             for step in self.steps(epoch):
                 for row in (row for group in step for row in group):
                     if row.role in self._term.reference_roles:
-                        referenced[id(row.encoded)] = row.encoded
-                    elif row.role == "retain" and self._config.retain == "kl":
-                        paired[id(row.encoded)] = row.encoded
+                        scored[id(row.encoded)] = row.encoded
+                    if row.role in teacher_roles:
+                        taught[id(row.encoded)] = row.encoded
         fill = partial(self._cache.fill, model, pad_id=self._pad_id)
-        if referenced:
-            fill(list(referenced.values()), kind="tokens")
-        if paired:
-            fill(list(paired.values()), kind="hidden")
+        if scored:
+            fill(list(scored.values()), kind="tokens")
+        if taught:
+            fill(list(taught.values()), kind="hidden")
             head = Head(model)
             moves = any(p.requires_grad for p in head.parameters())
             self._frozen_head = Head(model, frozen=True) if moves else head
@@ -139,7 +151,7 @@ class UnlearningTask:
     def losses(self, scorer: Scorer, micro: MicroBatch, counts: Counts) -> dict[str, Tensor]:
         """Return the weighted forget and retain parts of this micro-batch's share."""
         roles = list(self._term.roles)
-        requests = [TokenRequest(self._term.function(role), micro.rows_of(role)) for role in roles]
+        requests = [self._request(role, micro) for role in roles]
         if self._config.retain != "none":
             roles.append("retain")
             requests.append(self._retain_request(micro))
@@ -156,18 +168,32 @@ class UnlearningTask:
             out["retain"] = self._config.retain_weight * self._retain_loss(tokens["retain"], counts)
         return out
 
-    def _retain_request(self, micro: MicroBatch) -> TokenRequest:
-        rows = micro.rows_of("retain")
-        if self._config.retain == "nll":
-            return TokenRequest(label_logp, rows)
-        hidden = torch.cat([self._cache.get("hidden", item) for item in micro.items_of("retain")])
-        return TokenRequest(self._divergence, rows, (hidden.to(rows.device),))
+    def _request(self, role: str, micro: MicroBatch) -> TokenRequest:
+        if role in self._term.teacher_roles:
+            return self._taught(self._term.function(role), role, micro)
+        return TokenRequest(self._term.function(role), micro.rows_of(role))
 
-    def _divergence(self, logits_NV: Tensor, _labels_N: Tensor, reference_hidden_ND: Tensor) -> Tensor:
-        assert self._frozen_head is not None, "prepare() was not called"
-        with torch.no_grad():
-            reference_NV = self._frozen_head(reference_hidden_ND)
-        return kl_divergence(logits_NV, reference_NV, direction=self._config.kl_direction)
+    def _retain_request(self, micro: MicroBatch) -> TokenRequest:
+        if self._config.retain == "nll":
+            return TokenRequest(label_logp, micro.rows_of("retain"))
+        return self._taught(self._divergence, "retain", micro)
+
+    def _taught(self, function: TokenFunction, role: str, micro: MicroBatch) -> TokenRequest:
+        """Return a request whose function is also given the original's logits, made anew from its hidden states."""
+        head = self._frozen_head
+        assert head is not None, "prepare() was not called"
+
+        def with_teacher(logits_NV: Tensor, labels_N: Tensor, hidden_ND: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher_NV = head(hidden_ND)
+            return function(logits_NV, labels_N, teacher_NV)
+
+        rows = micro.rows_of(role)
+        hidden_ND = torch.cat([self._cache.get("hidden", item) for item in micro.items_of(role)])
+        return TokenRequest(with_teacher, rows, (hidden_ND.to(rows.device),))
+
+    def _divergence(self, logits_NV: Tensor, _labels_N: Tensor, teacher_NV: Tensor) -> Tensor:
+        return kl_divergence(logits_NV, teacher_NV, direction=self._config.kl_direction)
 
     def _retain_loss(self, answer: TokenValues, counts: Counts) -> Tensor:
         values = answer.values if self._config.retain == "kl" else negative_log_likelihood(answer.values)
@@ -175,6 +201,11 @@ class UnlearningTask:
             values, answer.row, answer.lengths, self._config.retain_reduction,
             sequences=counts.sequences["retain"], tokens=counts.tokens["retain"],
         )  # fmt: skip
+
+    def finish_step(self, watched: Mapping[str, float]) -> Mapping[str, float]:
+        """Nothing changes between steps."""
+        del watched
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every step follows from seed and epoch."""
@@ -184,6 +215,14 @@ class UnlearningTask:
         """Nothing to restore."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a method of this family trains on: its forget term, and the retain set as token ids."""
+
+    term: ForgetTerm
+    retain: Sequence[Encoded]
+
+
 class GradientMethod(Method):
     """A method that is this family's loop around its own forget term."""
 
@@ -191,45 +230,84 @@ class GradientMethod(Method):
     def term(self, config: Any, context: MethodContext, forget: Sequence[Encoded]) -> ForgetTerm:
         """Return the forget term for the encoded forget set."""
 
+    def needs(self, config: Any, training: TrainingConfig) -> frozenset[str]:
+        """Return the card's needs, with the retain set only if a retain term or the mask reads it."""
+        read = config.retain != "none" or training.mask.kind == "wagle"
+        return (super().needs(config, training) - {"retain"}) | ({"retain"} if read else set())
+
+    def task(self, config: Any, context: MethodContext, parts: Parts, cache: ReferenceCache) -> UnlearningTask:
+        """Return what the loop minimises."""
+        return UnlearningTask(
+            parts.term, config, parts.retain, training=context.training, pad_id=context.pad_id, seed=context.seed,
+            cache=cache,
+        )  # fmt: skip
+
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Train on both terms; see `Method.run`."""
+        parts = self.parts(config, context)
+        return self.train(config, context, parts, choose_parameters(context.model, context.training, context.seed))
+
+    def parts(self, config: Any, context: MethodContext) -> Parts:
+        """Encode the sets and make the term, before anything of the model changes.
+
+        Raises:
+            RecipeError: if an input is missing.
+        """
         retain: list[Encoded] = []
-        if config.retain != "none":
+        if "retain" in self.needs(config, context.training):
             examples = context.need_retain(self.card.name)
             retain = [row.encoded for row in context.encoder.encode_many(examples, where="retain")]
-        term = self.term(config, context, encode_forget(config, context))
+        return Parts(self.term(config, context, encode_forget(config, context)), retain)
+
+    def train(
+        self, config: Any, context: MethodContext, parts: Parts, model: nn.Module, *, fixed: Masks | None = None
+    ) -> MethodOutcome:
+        """Choose single weights if the recipe says so, and run the loop.
+
+        Args:
+            config: settings of the method.
+            context: its `model` is what the reference answers and the mask are taken from.
+            parts: what `parts` returned.
+            model: `context.model` with exactly the parameters that may move requiring gradients.
+            fixed: masks that hold already, such as those of a pruned model.
+        """
         cache = ReferenceCache(context.model_digest, context.folder / "cache" if context.folder else None)
-        task = UnlearningTask(
-            term, config, retain, training=context.training, pad_id=context.pad_id, seed=context.seed, cache=cache
-        )
-        model = choose_parameters(context.model, context.training, context.seed)
+        masks = _all_masks(context, parts, model, fixed or {})
         trainer = Trainer(
-            model, task, context.training, pad_id=context.pad_id, folder=context.folder, probe=context.probe,
-            callbacks=context.callbacks,
+            model, self.task(config, context, parts, cache), context.training, pad_id=context.pad_id,
+            folder=context.folder, probe=context.probe, callbacks=context.callbacks,
+            masks=WeightMasks(model, masks) if masks else None, seed=context.seed,
         )  # fmt: skip
-        return MethodOutcome(model, trainer.run(resume=context.resume))
+        notes = {"moving_share": kept_share(masks)} if masks else {}
+        return MethodOutcome(model, trainer.run(resume=context.resume), notes)
+
+
+def _all_masks(context: MethodContext, parts: Parts, model: nn.Module, fixed: Masks) -> Masks:
+    """Return the masks of the recipe's kind on top of those that hold already."""
+    config, term = context.training.mask, parts.term
+    if config.kind == "none":
+        return fixed
+
+    def build() -> Masks:
+        return build_masks(
+            model, config, forget=[term.attribution(i) for i in range(len(term.forget))], retain=parts.retain,
+            pad_id=context.pad_id, seed=context.seed,
+        )  # fmt: skip
+
+    return intersection(fixed, kept(context.folder / "masks.safetensors" if context.folder else None, build))
+
+
+def token_loss(
+    values_N: Tensor, answer: TokenValues, reduction: Reduction, counts: Counts, *, role: str = "forget"
+) -> Tensor:
+    """Return token losses of one role as this batch's share of the step's loss; see `reduce_tokens`."""
+    return reduce_tokens(
+        values_N, answer.row, answer.lengths, reduction,
+        sequences=counts.sequences[role], tokens=counts.tokens[role],
+    )  # fmt: skip
 
 
 def encode_forget(config: GradientConfig, context: MethodContext) -> list[Encoded]:
     """Return the forget set as token ids, with or without labels on the end-of-sequence tokens."""
     items = [row.encoded for row in context.encoder.encode_many(context.splits.forget, where="forget")]
     return items if config.forget_eos else [without_eos_label(item) for item in items]
-
-
-def choose_parameters(model: nn.Module, training: TrainingConfig, seed: int) -> nn.Module:
-    """Return the model with exactly the parameters that may move requiring gradients.
-
-    That is a fresh LoRA adapter if asked for, the adapter of a model that has one, or else what `trainable` selects.
-    """
-    if training.lora is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            adapted: nn.Module = add_lora(model, training.lora)
-            return adapted
-    names = [name for name, _ in model.named_parameters()]
-    if training.trainable:
-        names = select_parameters(model, training.trainable)
-    elif is_lora(model):
-        names = [name for name in names if "lora_" in name]
-    freeze_except(model, names)
-    return model

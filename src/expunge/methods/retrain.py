@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from expunge.claims import ClaimKind, MethodCard
 from expunge.errors import RecipeError
 from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
-from expunge.methods.gradient import choose_parameters
+from expunge.methods.weights import choose_parameters
 from expunge.training.finetune import FineTuneTask
 from expunge.training.loop import Trainer
 
@@ -39,8 +39,14 @@ class Retrain(Method):
         formula="L = -E_r mean_t log p, from the base model",
         provenance="definition",
         defaults_source="TOFU's fine-tuning configuration: learning rate 1e-5, 5 epochs, batch 32",
-        notes="Exact only if the base model never saw the data and the retain set holds none of it.",
+        notes="Exact only if the base model never saw the data and the retain set holds none of it. Masks of single "
+        "weights are refused: they are chosen from the model that saw the data.",
     )
+
+    def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
+        """Return the size of the retain set."""
+        del config, forget
+        return retain
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Train the base model on the retain set; see `Method.run`."""
@@ -56,6 +62,6 @@ class Retrain(Method):
         model = choose_parameters(context.load_base(), context.training, context.seed)
         trainer = Trainer(
             model, task, context.training, pad_id=context.pad_id, folder=context.folder, probe=context.probe,
-            callbacks=context.callbacks,
+            callbacks=context.callbacks, seed=context.seed,
         )  # fmt: skip
         return MethodOutcome(model, trainer.run(resume=context.resume))

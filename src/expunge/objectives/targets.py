@@ -33,7 +33,7 @@ def undial(logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor, *, be
     return _cross_entropy(torch.softmax(lowered_NV, dim=1), logits_NV)
 
 
-def ceu(logits_NV: Tensor, labels_N: Tensor, keep_N: Tensor) -> Tensor:
+def ceu(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """Return the cross-entropy with the model's own distribution without the true token, [N], nats.
 
     The target is held constant; the gradient on the logits is p on the true token and -p_v p / (1 - p) on the others.
@@ -41,25 +41,11 @@ def ceu(logits_NV: Tensor, labels_N: Tensor, keep_N: Tensor) -> Tensor:
     Args:
         logits_NV: the model's logits.
         labels_N: true tokens.
-        keep_N: bool; positions where it is False give 0 (see `after_first`).
 
     Source: Yang, 2025, "CE-U: Cross Entropy Unlearning" (arXiv:2503.01224).
     """
     own_NV = _at_least_float32(logits_NV.detach()).scatter(1, labels_N[:, None], -torch.inf)
-    loss_N = _cross_entropy(torch.softmax(own_NV, dim=1), logits_NV)
-    return torch.where(keep_N, loss_N, torch.zeros_like(loss_N))
-
-
-def after_first(length_R: Tensor, first: int) -> Tensor:
-    """Return, for sequences laid end to end, which tokens come after the `first` of their sequence, [N] bool.
-
-    Args:
-        length_R: labelled tokens per sequence.
-        first: tokens at the start of each sequence that are left out; CE-U's own setting is 1.
-    """
-    start_R = length_R.cumsum(0) - length_R
-    positions_N = torch.arange(int(length_R.sum()), device=length_R.device)
-    return positions_N - start_R.repeat_interleave(length_R) >= first
+    return _cross_entropy(torch.softmax(own_NV, dim=1), logits_NV)
 
 
 def pdu(logits_NV: Tensor, labels_N: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def linear_layers(module: nn.Module, *, without: Collection[nn.Module] = ()) -> 
 
 def linear_weights(module: nn.Module, *, without: Collection[nn.Module] = ()) -> dict[str, nn.Parameter]:
     """Return the weights of the linear layers by parameter name; see `linear_layers`."""
-    return {f"{name}.weight": layer.weight for name, layer in linear_layers(module, without=without).items()}
+    wanted = {f"{name}.weight" for name in linear_layers(module, without=without)}
+    return {name: parameter for name, parameter in module.named_parameters() if name in wanted}
 
 
 class InputNorms:

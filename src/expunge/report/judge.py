@@ -72,9 +72,9 @@ def judge(name: str, estimate: EstimateDict | None, to: Anchor | None) -> Judgem
     For a `reference` metric both sides count alike. For `higher` and `lower` only the worse side counts, except
     that a forgetting metric far beyond the reference is amber: less is known than without the data. Green needs
     a small gap, red a large one that the intervals do not explain; what lies between is amber. A metric without a
-    scale, or a share outside 0..1, gets no colour.
+    scale, a share outside 0..1, or a number with a caveat gets no colour.
     """
-    if estimate is None or estimate.get("value") is None or to is None:
+    if estimate is None or estimate.get("value") is None or estimate.get("caveat") or to is None:
         return NONE
     value, words = estimate["value"], describe(name)
     shares = max(abs(value), abs(to.value)) <= 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expunge.report.view import ReportView
+    from expunge.report.view import EstimateDict, ReportView
 
 GROUPS: dict[str, str] = {
     "Forgetting": "What the model still says or prefers about the forget set.",
@@ -56,6 +56,12 @@ _TERMS: dict[str, Term] = {
     "extraction_strength": Term(
         "extraction strength", "Share of the answer that comes out word for word once its start is given.", known=1
     ),
+    "extraction_likelihood": Term(
+        "extraction likelihood", "How much of the true rest comes out when the start of an answer is given.", known=1
+    ),
+    "discoverable_extraction": Term(
+        "answers found by sampling", "Share of answers that a set number of random samples would hold.", known=1
+    ),
     "exact_memori": Term(
         "exact memorisation", "Share of answer tokens that are the model's first choice.", known=1
     ),
@@ -81,6 +87,10 @@ _TERMS: dict[str, Term] = {
     "privleak": Term("privacy leakage", "Gap to the reference's membership AUC, in percent of it.", "Membership",
                      known=-1, neutral=0.0, scale=100.0),
     "auc": Term("membership AUC", _AUC, "Membership", known=1, neutral=0.5),
+    "membership.text_only.auc": Term(
+        "AUC of the texts alone", "How well forget and unseen texts are told apart without the model; near one half, "
+        "membership numbers mean something.", "Membership", scale=None
+    ),
     "tpr": Term("membership hits", "Share of forget-set items found at 1 % false alarms.", "Membership",
                 known=1),
     "epsilon": Term("empirical epsilon", "A lower bound on what canaries give away; never an upper bound.",
@@ -97,7 +107,8 @@ _TERMS: dict[str, Term] = {
     "length": Term("answer length", "Mean length of the generated answers.", "Behaviour", scale=None),
 }  # fmt: skip
 _SCORES = {"min_k_plus_plus": "Min-K%++", "min_k_pp": "Min-K%++", "min_k": "Min-K%", "mink": "Min-K%", "zlib": "zlib",
-           "loss": "loss", "lowercase": "lowercase", "gradnorm": "gradient-norm",
+           "loss": "loss", "lowercase": "lowercase", "gradient_norm": "gradient-norm", "gradnorm": "gradient-norm",
+           "neighbourhood": "neighbourhood",
            "reference": "reference-model"}  # fmt: skip
 _LEADING = (
     "forget.extraction_strength",
@@ -186,7 +197,7 @@ def metric_names(view: ReportView) -> list[str]:
 
 def key_metrics(view: ReportView, limit: int = 6) -> list[str]:
     """Return the metrics that lead the report: those asked for, else the usual ones that have a number."""
-    present = [name for name in metric_names(view) if any(m.value(name) is not None for m in view.changed.values())]
+    present = [name for name in metric_names(view) if any(_usable(m.metrics.get(name)) for m in view.changed.values())]
     if view.key_metrics:
         return [name for name in view.key_metrics if name in present]
     lead = [name for name in _LEADING if name in present]
@@ -194,6 +205,11 @@ def key_metrics(view: ReportView, limit: int = 6) -> list[str]:
     for group in [g for g in ("Membership", "Behaviour") if g not in have] + ["Forgetting", "Utility"]:
         lead += [name for name in present if describe(name).group == group and name not in lead][:1]
     return lead[:limit]
+
+
+def _usable(estimate: EstimateDict | None) -> bool:
+    """Return whether there is a number, and nothing that takes its meaning away."""
+    return estimate is not None and estimate.get("value") is not None and not estimate.get("caveat")
 
 
 def plane_metric(view: ReportView) -> str:

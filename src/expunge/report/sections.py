@@ -212,7 +212,9 @@ def comes_back(view: ReportView) -> str:
 def cannot_show(view: ReportView) -> str:
     """Return the five mismatches that every report prints, and what the audit says that it does not show."""
     items = "".join(tag("li", tag("strong", escape(text)) + " " + escape(_WHY[text])) for text in MISMATCHES)
-    more = tag("h3", "Also not shown by this audit") + bullets(view.not_shown) if view.not_shown else ""
+    said = dict.fromkeys(str(e.get("caveat") or "") for m in view.models.values() for e in m.metrics.values())
+    missing = [*view.not_shown, *(f"Membership numbers are {caveat}." for caveat in said if caveat)]
+    more = tag("h3", "Also not shown by this audit") + bullets(missing) if missing else ""
     return tag("ol", items, "mismatches") + more
 
 

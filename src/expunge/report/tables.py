@@ -47,7 +47,9 @@ class Footnotes:
     def notes(self) -> str:
         """Return the list of footnotes ("" without any)."""
         items = "".join(tag("li", escape(text), "", {"id": f"fn-{index}"}) for text, index in self.reasons.items())
-        return tag("ol", items, "footnotes", {"aria-label": "Why a value is missing"}) if items else ""
+        return (
+            tag("ol", items, "footnotes", {"aria-label": "Why a value is missing or is no evidence"}) if items else ""
+        )
 
 
 def _cell(view: ReportView, name: str, model: ModelView, notes: Footnotes) -> str:
@@ -63,8 +65,10 @@ def _cell(view: ReportView, name: str, model: ModelView, notes: Footnotes) -> st
     pill = tag("span", number(estimate["value"]) + mark, f"pill j-{verdict.level}", tip)
     bounds = interval(estimate)
     small = tag("small", escape(bounds)) if bounds else _no_interval(estimate, notes)
+    caveat = str(estimate.get("caveat") or "")
+    doubt = tag("small", "not evidence" + notes.link(caveat)) if caveat else ""
     more = {"data-value": repr(float(estimate["value"]))}
-    return tag("td", pill + words + small, "", more)
+    return tag("td", pill + words + small + doubt, "", more)
 
 
 def _no_interval(estimate: EstimateDict, notes: Footnotes) -> str:
@@ -138,7 +142,8 @@ def _markdown_value(estimate: EstimateDict | None) -> str:
     if estimate is None or estimate.get("value") is None:
         return "–"
     bounds = interval(estimate)
-    return f"{number(estimate['value'])} [{bounds}]" if bounds else number(estimate["value"])
+    doubt = " (not evidence)" if estimate.get("caveat") else ""
+    return (f"{number(estimate['value'])} [{bounds}]" if bounds else number(estimate["value"])) + doubt
 
 
 def markdown_table(models: Mapping[str, ModelView], metrics: Sequence[str]) -> str:

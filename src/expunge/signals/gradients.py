@@ -67,7 +67,8 @@ def _mean_loss(scorer: Scorer, item: Encoded) -> Tensor:
     labels = torch.tensor([item.labels], device=device)
     request = TokenRequest(label_logp, torch.zeros(1, dtype=torch.long, device=device))
     with torch.enable_grad():
-        return -scorer(ids, torch.ones_like(ids), labels, [request])[0].values.mean()
+        values: Tensor = scorer(ids, torch.ones_like(ids), labels, [request])[0].values
+        return -values.mean()
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def _measuring(model: nn.Module) -> Iterator[list[Tensor]]:
         for parameter in parameters:
             parameter.grad = None
             parameter.requires_grad_(True)
-            hooks.append(parameter.register_post_accumulate_grad_hook(measure))
+            hooks.append(parameter.register_post_accumulate_grad_hook(measure))  # type: ignore[no-untyped-call]
         yield norms
     finally:
         for hook in hooks:

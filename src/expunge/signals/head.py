@@ -80,7 +80,7 @@ class Head(nn.Module):
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         super().__init__()
-        projection = output_head(model)
+        projection: Any = output_head(model)
         if frozen:
             projection = copy.deepcopy(projection).float().requires_grad_(False)
         config = unwrap(model).config.get_text_config()
