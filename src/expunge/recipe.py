@@ -145,6 +145,18 @@ def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(section)
 
 
+def audit_config(settings: Mapping[str, Any]) -> AuditConfig:
+    """Return the typed audit settings out of nested settings.
+
+    Raises:
+        RecipeError: for an unknown key or value.
+    """
+    try:
+        return AuditConfig(**_section(settings, "audit"))
+    except ValidationError as error:
+        raise recipe_error(error, "audit", AuditConfig) from None
+
+
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML file with `a.b=c` overrides applied.
 

@@ -170,6 +170,15 @@ def test_compare_refuses_other_data(lab: Lab, finished: Path, tmp_path: Path) ->
     assert not (tmp_path / "page.html").exists()
 
 
+def test_compare_warns_where_models_were_asked_differently(finished: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(finished, tmp_path / "two")
+    document = (other / "audit.json").read_text("utf-8")
+    (other / "audit.json").write_text(document.replace('"max_new_tokens": 3', '"max_new_tokens": 9'), "utf-8")
+    done = expunge("compare", str(finished), str(other), "-o", str(tmp_path / "page.html"), "--json")
+    assert done.code == 0
+    assert "warning: the audits differ in max_new_tokens (3, 9)" in done.said
+
+
 def test_compare_names_a_folder_without_an_audit(tmp_path: Path) -> None:
     done = expunge("compare", str(tmp_path))
     assert done.code == 6

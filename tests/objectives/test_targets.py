@@ -25,7 +25,6 @@ from expunge.objectives.targets import (
 from expunge.signals import head
 
 ZERO = torch.tensor([0])
-KEEP = torch.tensor([True])
 
 
 def binary(p: float) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.api.memory import document, entry, estimate
+from expunge.api.memory import check_metrics, document, entry, estimate
 from expunge.api.workspace import (
     Data,
     Opened,
@@ -22,11 +22,17 @@ from expunge.api.workspace import (
     release,
 )
 from expunge.audit.document import AuditDocument, ModelEntry, ModelRole, environment, estimates, write_json
+from expunge.audit.estimate import Estimate
+from expunge.audit.lm_eval_adapter import run_lm_eval
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Policy, Verdict
-from expunge.audit.protocol import default_protocol
+from expunge.audit.protocol import Protocol, default_protocol
 from expunge.audit.records import Records
+from expunge.benchmarks.base import BenchmarkData
+from expunge.data.config import DataConfig
 from expunge.data.digests import data_digest
+from expunge.data.examples import Splits
+from expunge.data.questions import QuestionSet
 from expunge.errors import InputDataError, RecipeError
 from expunge.models.config import ModelConfig
 from expunge.models.loading import check_model
@@ -59,6 +65,8 @@ def audit_folders(
     commands: tuple[str, ...] = (),
     watcher: Watcher | None = None,
     show_examples: bool = False,
+    benchmark: BenchmarkData | None = None,
+    lm_eval: Sequence[str] = (),
 ) -> AuditResult:
     """Measure every model of a recipe; write `audit.json`, `report.html` and `records/`.
 
@@ -70,20 +78,25 @@ def audit_folders(
         commands: how to reproduce the audit, for its report.
         watcher: follows the audit.
         show_examples: write example texts into the report instead of redacting them.
+        benchmark: sets, protocol and questions to measure in place of those of the recipe.
+        lm_eval: tasks of lm-evaluation-harness to run on every model beside the audit.
 
     Raises:
         ExpungeError: one of its kinds.
     """
+    recipe = recipe if benchmark is None else _as_fixed(recipe, benchmark)
     path = output_dir or Path("runs") / recipe.folder_name
     check_output(path, overwrite=overwrite, resume=resume)
     if resume:
         earlier_run(path, recipe.hash)
-    data = load_data(recipe.data, need_forget=False)
-    if not data.audited:
+    subject = _subject(recipe, benchmark)
+    data = subject.data
+    if not (data.audited or subject.questions or lm_eval):
         raise RecipeError("nothing to audit on", field="data", remedy="Give --forget, --retain, --holdout or --extra")
+    check_metrics(recipe.audit, subject.protocol)
     for source in recipe.models.values():
         check_model(source)
-    job = _Audit(recipe, data, watcher or Silent(), path / "records")
+    job = _Audit(recipe, subject, watcher or Silent(), path / "records", lm_eval)
     opened = [job.open(next(iter(recipe.models.values())))]  # what cannot be encoded stops here, before any writing
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
     write_text(path / "recipe.yaml", recipe.to_yaml())
@@ -104,9 +117,39 @@ def audit_folders(
     return AuditResult(path, result, verdicts, runs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What every model is measured on."""
+
+    data: Data
+    protocol: Protocol
+    questions: Mapping[str, QuestionSet]
+
+
+def _subject(recipe: AuditRecipe, benchmark: BenchmarkData | None) -> _Subject:
+    """Return the sets of a benchmark, or those of the recipe under the default protocol."""
+    if benchmark is not None:
+        return _Subject(Data(Splits(()), benchmark.sets), benchmark.protocol, benchmark.questions)
+    data = load_data(recipe.data, need_forget=False)
+    return _Subject(data, default_protocol(data.audited), {})
+
+
+def _as_fixed(recipe: AuditRecipe, benchmark: BenchmarkData) -> AuditRecipe:
+    """Return the recipe with what the benchmark's protocol fixes; what the caller gave explicitly wins."""
+    given = recipe.data.model_dump(include=recipe.data.model_fields_set)
+    fixed = {"template": benchmark.template, **benchmark.encoding}
+    return recipe.model_copy(
+        update={"data": DataConfig(**{**fixed, **given}), "audit": benchmark.audit_config(recipe.audit)}
+    )
+
+
 class _Audit:
-    def __init__(self, recipe: AuditRecipe, data: Data, watcher: Watcher, records: Path) -> None:
-        self._recipe, self._data, self._watcher, self._folder = recipe, data, watcher, records
+    def __init__(
+        self, recipe: AuditRecipe, subject: _Subject, watcher: Watcher, records: Path, lm_eval: Sequence[str]
+    ) -> None:
+        self._recipe, self._subject, self._watcher, self._folder = recipe, subject, watcher, records
+        self._data, self._tasks = subject.data, tuple(lm_eval)
+        self._harness: dict[str, dict[str, Estimate]] = {}
 
     def open(self, source: str) -> Opened:
         """Load one model with the encoder that belongs to it."""
@@ -125,13 +168,14 @@ class _Audit:
         reference = self._reference(measurer)
         verdicts = []
         for name, (own, records) in measured.items():
-            metrics = estimate(own, records, reference)
+            metrics = estimate(own, records, reference) | self._harness.get(name, {})
             role, method = _made_by(name, recipe.models[name])
             made = entry(records, metrics, role=role, method=method)
             entries[name] = made.model_copy(update={"path": recipe.models[name]})
             verdicts += _verdicts(recipe.policy, entries[name], name if len(measured) > 1 else "")
         if reference is not None:
-            entries[REFERENCE] = entry(reference, estimate(measurer, reference, reference), role="reference")
+            metrics = estimate(measurer, reference, reference) | self._harness.get(REFERENCE, {})
+            entries[REFERENCE] = entry(reference, metrics, role="reference")
         entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[1].role, len(_ORDER))))
         found = document(measurer, entries)
         return found.model_copy(update={"policy": policy_dict(recipe.policy, verdicts)}), verdicts
@@ -144,10 +188,14 @@ class _Audit:
     def _measure(self, name: str, opened: Opened) -> tuple[Measurer, Records]:
         self._watcher.stage(f"Auditing {name}")
         measurer = Measurer(
-            opened.encoder, self._data.audited, self._recipe.audit, default_protocol(self._data.audited), self._folder,
-            self._watcher.on_audit,
+            opened.encoder, self._data.audited, self._recipe.audit, self._subject.protocol, self._folder,
+            self._watcher.on_audit, self._subject.questions,
         )  # fmt: skip
         records = measurer.measure(opened.model, name=name, model_digest=opened.digest)
+        if self._tasks:
+            self._watcher.stage(f"Running {', '.join(self._tasks)} on {name}")
+            tokenizer, limit = opened.encoder.tokenizer, self._recipe.audit.limit
+            self._harness[name] = dict(run_lm_eval(opened.model, tokenizer, self._tasks, limit=limit).estimates)
         del opened
         release()
         return measurer, records

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.api.memory import document, entry, estimate
+from expunge.api.memory import check_metrics, document, entry, estimate
 from expunge.api.workspace import (
     Data,
     Opened,
@@ -98,6 +98,7 @@ def run(
         return _finished(recipe, path, str(earlier.get("stopped", "")))
     data = load_data(recipe.data)
     protocol = default_protocol(data.audited)
+    check_metrics(recipe.audit, protocol)
     if benchmark is not None:
         data, protocol = Data(data.splits, benchmark.sets), benchmark.protocol
     watch.stage("Loading the model")

@@ -13,7 +13,7 @@ from expunge.audit.document import AuditDocument, ModelEntry, environment, model
 from expunge.audit.estimate import Estimate
 from expunge.audit.measure import Measurer
 from expunge.audit.metrics import compute_metrics
-from expunge.audit.protocol import default_protocol
+from expunge.audit.protocol import Protocol, default_protocol
 from expunge.audit.records import Records
 from expunge.data.encoding import Encoder
 from expunge.data.examples import Example, Splits
@@ -161,13 +161,13 @@ def audit(
     return AuditReport(metrics, records, seconds, document(measurer, entries))
 
 
-def check_metrics(config: AuditConfig, sets: Mapping[str, Sequence[Example]]) -> None:
+def check_metrics(config: AuditConfig, protocol: Protocol) -> None:
     """Raise what would keep the metrics of an audit from being computed; nothing is measured.
 
     Raises:
         RecipeError: for a metric that does not exist, or a file of the audit that cannot be used.
     """
-    compute_metrics(Records([], []), protocol=default_protocol(sets), config=config)
+    compute_metrics(Records([], []), protocol=protocol, config=config)
 
 
 def estimate(measurer: Measurer, records: Records, reference: Records | None) -> dict[str, Estimate]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiple-choice questions put to a model: one forward per question where every choice is one token.
+"""Multiple-choice questions put to a model: one forward per question where choices differ in their last token only.
 
 Shape suffixes: B batch rows, T tokens, D hidden width, V vocabulary, C rows of one chunk, K choices.
 """
@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,17 @@ from expunge.data.examples import Example
 from expunge.data.questions import Question, QuestionSet
 from expunge.errors import InputDataError
 from expunge.signals.head import Head, body, over_vocabulary
-from expunge.signals.likelihood import score
+from expunge.signals.likelihood import label_logp, score
 
 _UNCUT = 1 << 40  # the encoder leaves every length alone; a prompt is cut from the left here
-_Letters = tuple[tuple[int, ...], tuple[int, ...]]
-"""Prompt ids, and the id of each choice after it."""
-
 logger = logging.getLogger(__name__)
+
+
+class _Letters(NamedTuple):
+    """What every choice has in common, labelled after the prompt, and the last token of each choice."""
+
+    shared: Encoded
+    last: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,15 @@ class _Asked:
 
     @property
     def letters(self) -> _Letters | None:
-        """The prompt and the single token of every choice; None if a choice has several, or they share no prompt."""
-        prompts = {sequence.ids[:-1] for sequence in self.sequences}
-        if len(prompts) > 1 or any(sequence.n_labels != 1 for sequence in self.sequences):
+        """The choices as one sequence and their last tokens; None if they differ before their last token.
+
+        A choice of one token leaves nothing but the prompt; " A" as a space and a letter shares the space.
+        """
+        first = self.sequences[0]
+        if any(s.ids[:-1] != first.ids[:-1] or s.label_start != first.label_start for s in self.sequences):
             return None
-        return prompts.pop(), tuple(sequence.ids[-1] for sequence in self.sequences)
+        shared = Encoded(first.ids[:-1], first.labels[:-1], ends_with_eos=False)
+        return _Letters(shared, tuple(sequence.ids[-1] for sequence in self.sequences))
 
 
 def score_choices(
@@ -64,10 +72,10 @@ def score_choices(
 ) -> list[ChoiceItem]:
     """Return the log-probability of every choice of every question.
 
-    A question whose choices are one token each after the same prompt takes one forward, over the prompt alone. Any
-    other takes one sequence per choice, and the log-probabilities of its tokens are summed; those share their batches.
-    Equal prompts and equal sequences are run once. The choices' tokens are those of prompt and choice tokenised
-    together.
+    A question whose choices are one token each, or differ in their last token only, takes one forward, over what they
+    share. Any other takes one sequence per choice, and the log-probabilities of its tokens are summed; those share
+    their batches. Equal prompts and equal sequences are run once. The tokens of a choice are those of prompt and
+    choice tokenised together.
 
     Args:
         model: a causal language model; put into eval mode for the pass.
@@ -126,7 +134,7 @@ def with_choices(
 
 def _counts(items: Sequence[ChoiceItem]) -> dict[str, Any]:
     one = sum(all(n == 1 for n in item.n_tokens) for item in items)
-    return {"questions": len(items), "questions_in_one_forward": one, "questions_cut": sum(i.cut > 0 for i in items)}
+    return {"questions": len(items), "questions_of_single_tokens": one, "questions_cut": sum(i.cut > 0 for i in items)}
 
 
 def _asked(name: str, questions: QuestionSet, encoder: Encoder) -> list[_Asked]:
@@ -166,30 +174,41 @@ def _fitted(entry: _Asked, most: int, questions: QuestionSet) -> _Asked:
 
 
 def _letter_scores(
-    model: PreTrainedModel, prompts: Sequence[_Letters], pad_id: int, batch_tokens: int, done: _Counter
+    model: PreTrainedModel, rows: Sequence[_Letters], pad_id: int, batch_tokens: int, done: _Counter
 ) -> dict[_Letters, NDArray[np.float32]]:
-    """Return log p of each choice [K] from the last position of its prompt, one forward per prompt."""
+    """Return log p of each choice [K], one forward per row over what its choices share."""
     out: dict[_Letters, NDArray[np.float32]] = {}
-    if not prompts:
+    if not rows:
         return out
-    head, device = Head(model), next(model.parameters()).device
-    width = max(len(letters) for _, letters in prompts)
+    head = Head(model)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for bucket in length_buckets([len(ids) for ids, _ in prompts], max_tokens=batch_tokens):
-                rows = [prompts[i] for i in bucket]
-                batch = pad([Encoded(ids, (IGNORE,) * len(ids), False) for ids, _ in rows], pad_id).to(device)
-                hidden_BTD = body(model, batch.input_ids, batch.attention_mask)
-                hidden_BD = hidden_BTD[torch.arange(len(rows), device=device), batch.attention_mask.sum(1) - 1]
-                ids_BK = torch.tensor([[*letters] + [0] * (width - len(letters)) for _, letters in rows])
-                values_BK = over_vocabulary(head, hidden_BD, ids_BK.to(device), _choice_logp).cpu().numpy()
-                out |= {key: value[: len(key[1])] for key, value in zip(rows, values_BK, strict=True)}
-                done(len(rows))
+            for bucket in length_buckets([len(row.shared.ids) for row in rows], max_tokens=batch_tokens):
+                found = _letter_batch(model, head, [rows[i] for i in bucket], pad_id)
+                out |= {rows[i]: scores[: len(rows[i].last)] for i, scores in zip(bucket, found, strict=True)}
+                done(len(bucket))
     finally:
         model.train(was_training)
     return out
+
+
+def _letter_batch(model: PreTrainedModel, head: Head, rows: Sequence[_Letters], pad_id: int) -> NDArray[np.float32]:
+    """Return log p of each choice, [B, K], K that of the row with most choices."""
+    device, width = next(model.parameters()).device, max(len(row.last) for row in rows)
+    batch = pad([row.shared for row in rows], pad_id).to(device)
+    hidden_BTD = body(model, batch.input_ids, batch.attention_mask)
+    hidden_BD = hidden_BTD[torch.arange(len(rows), device=device), batch.attention_mask.sum(1) - 1]
+    ids_BK = torch.tensor([[*row.last] + [0] * (width - len(row.last)) for row in rows], device=device)
+    scores_BK = over_vocabulary(head, hidden_BD, ids_BK, _choice_logp)
+    targets_BT = batch.labels[:, 1:]
+    row_N, time_N = (targets_BT != IGNORE).nonzero(as_tuple=True)
+    if len(row_N):
+        shared_N = over_vocabulary(head, hidden_BTD[row_N, time_N], targets_BT[row_N, time_N], label_logp)
+        scores_BK = scores_BK.index_add(0, row_N, shared_N[:, None].expand(-1, width))
+    found: NDArray[np.float32] = scores_BK.cpu().numpy()
+    return found
 
 
 def _choice_logp(logits_CV: Tensor, ids_CK: Tensor) -> Tensor:

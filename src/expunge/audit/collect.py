@@ -103,13 +103,13 @@ def collect(
     """
     sets = {name: list(examples)[: config.limit] for name, examples in sets.items()}
     protocol = protocol or default_protocol(sets)
-    pairs = [pair for name, examples in sets.items() for pair in _pairs(name, examples, encoder, config)]
+    pairs = [pair for name, examples in sets.items() for pair in _pairs(name, examples, encoder)]
     kept = {(pair.set, pair.id, pair.variant) for pair in pairs}
     prompts = [p for name in sets for p in _prompts(name, sets[name], encoder, config, protocol, kept)]
     members = protocol.members or protocol.sets("forget")
     both = [name for name in (*members, *protocol.sets("holdout")) if name in sets]
     compared = [pair for pair in pairs if pair.variant == "answer" and pair.set in both]
-    pairs += _neighbour_pairs({name: sets[name] for name in both}, encoder, config, kept)
+    pairs += _reworded_pairs(sets, both, encoder, config, kept)
     begun = [_Start(pair, *start) for pair in compared for start in starts(pair.encoded, config, encoder.max_length)]
     started = time.perf_counter()
     scores = _score_once(model, encoder, [pair.encoded for pair in pairs], config, progress)
@@ -134,28 +134,31 @@ def collect(
     )
 
 
-def _pairs(name: str, examples: Sequence[Example], encoder: Encoder, config: AuditConfig) -> list[_Pair]:
+def _pairs(name: str, examples: Sequence[Example], encoder: Encoder) -> list[_Pair]:
     """Return every pair to score in a set, in order."""
-    return _encoded(name, [entry for example in examples for entry in _variants(example, config)], encoder)
+    return _encoded(name, [entry for example in examples for entry in _variants(example)], encoder)
 
 
-def _neighbour_pairs(
-    sets: Mapping[str, Sequence[Example]], encoder: Encoder, config: AuditConfig, kept: set[tuple[str, str, str]]
+def _reworded_pairs(
+    sets: Mapping[str, Sequence[Example]],
+    both: Sequence[str],
+    encoder: Encoder,
+    config: AuditConfig,
+    kept: set[tuple[str, str, str]],
 ) -> list[_Pair]:
-    """Return the reworded copies to score; they vary answers that were kept, with words of all of these sets."""
-    if not config.neighbours:
-        return []
-    known = vocabulary(example.answer for examples in sets.values() for example in examples)
+    """Return the lowercased copies of every kept answer, and the neighbours of those in the sets `both`."""
+    known = vocabulary(example.answer for name in both if config.neighbours for example in sets[name])
     roomy = copy.copy(encoder)
-    roomy.too_long = "truncate"  # a longer word must not stop an audit whose own texts all fit
+    roomy.too_long = "truncate"  # copies may need more tokens; that must not stop an audit whose own texts all fit
     out = []
     for name, examples in sets.items():
-        usable = [e for e in examples if e.kind == "text" or (name, e.id, "answer") in kept]
-        wanted = [
-            ("neighbour", number, Variant(example, answer=text))
-            for example in usable
-            for number, text in enumerate(neighbour_texts(example.answer, known, config.neighbours, seed=config.seed))
-        ]
+        wanted = []
+        for example in (e for e in examples if e.kind == "text" or (name, e.id, "answer") in kept):
+            texts = [("lowercase", 0, example.answer.lower())] if config.lowercase else []
+            if config.neighbours and name in both:
+                found = neighbour_texts(example.answer, known, config.neighbours, seed=config.seed)
+                texts += [("neighbour", number, text) for number, text in enumerate(found)]
+            wanted += [(kind, number, Variant(example, answer=text)) for kind, number, text in texts]
         out += _encoded(name, wanted, roomy)
     return out
 
@@ -177,11 +180,9 @@ def _encoded(name: str, wanted: Sequence[tuple[str, int, Variant]], encoder: Enc
     return out
 
 
-def _variants(example: Example, config: AuditConfig) -> list[tuple[str, int, Variant]]:
-    """Return (variant, index, what to encode) for everything scored of one example."""
+def _variants(example: Example) -> list[tuple[str, int, Variant]]:
+    """Return (variant, index, what to encode) for what the data give of one example."""
     out = [("answer", 0, Variant(example))]
-    if config.lowercase:
-        out.append(("lowercase", 0, Variant(example, answer=example.answer.lower())))
     if example.kind == "text":
         return out
     if example.paraphrased_answer is not None:

@@ -20,7 +20,8 @@ GSM8K_PROMPT = "Question: {problem}\nAnswer:"
 #: Prompt of one MATH problem.
 MATH_PROMPT = "Problem: {problem}\nSolution:"
 
-_NUMBER = r"(?:(?<![\w)])-)?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+# A minus after a letter, digit or bracket is a difference, not a sign.
+_NUMBER = r"(?:(?<![\w)])-\$?|\$-?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _AFTER_HASH = re.compile(rf"####\s*({_NUMBER})")
 _ANYWHERE = re.compile(_NUMBER)
 # What the harness takes for a number: two or more of these characters, or digits.

@@ -12,6 +12,7 @@ from expunge.audit.choice_metrics import choice_cards, choice_jobs
 from expunge.audit.columns import Column, View
 from expunge.audit.config import AuditConfig
 from expunge.audit.estimate import Estimate
+from expunge.audit.lm_eval_results import HARNESS, harness_card
 from expunge.audit.membership_metrics import MEMBERSHIP_METRICS
 from expunge.audit.muse_metrics import MUSE_METRICS
 from expunge.audit.protocol import Protocol, SetRole
@@ -98,6 +99,8 @@ def card_for(name: str, protocol: Protocol | None = None) -> MetricCard:
     """
     cards = {card.name: card for card in metric_cards()}
     first, _, rest = name.partition(".")
+    if first == HARNESS and "." in rest:
+        return harness_card(name)
     role = protocol.roles.get(first) if protocol else None
     prefix = PREFIX[GROUPS[role]] if role else first
     part = f"{{subject}}.{rest.rpartition('.')[2]}"  # a metric of one subject: `mmlu.anatomy.accuracy`

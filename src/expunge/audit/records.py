@@ -110,7 +110,7 @@ class ChoiceItem:
         correct: 1 for every right choice, [K].
         best: index of the choice that counts as the right one.
         lengths: characters of each choice, without the space before it, [K].
-        n_tokens: tokens of each choice, [K]; where all are 1, one forward gave all the scores.
+        n_tokens: tokens of each choice, [K].
         cut: prompt tokens left out because they did not fit the context.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 from expunge.audit.config import AuditConfig, Compat
 from expunge.audit.protocol import Protocol
 from expunge.data.examples import Example
+from expunge.data.questions import QuestionSet
 from expunge.errors import InputDataError, RecipeError, nearest
 
 
@@ -27,6 +28,7 @@ class BenchmarkData:
         audit: settings of `AuditConfig` that the protocol fixes, such as `max_new_tokens`.
         encoding: settings of `DataConfig` that the protocol fixes, such as `max_length` and `too_long`.
         notes: what a reader must know: files that are absent, sets that were cut.
+        questions: multiple-choice questions by the name of their set.
     """
 
     sets: Mapping[str, Sequence[Example]]
@@ -35,6 +37,7 @@ class BenchmarkData:
     audit: Mapping[str, Any] = field(default_factory=dict)
     encoding: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    questions: Mapping[str, QuestionSet] = field(default_factory=dict)
 
     def audit_config(self, config: AuditConfig) -> AuditConfig:
         """Return `config` with what the protocol fixes; a setting the caller gave explicitly wins."""
@@ -83,7 +86,11 @@ class Benchmark(typing.Protocol):
 BENCHMARKS: Mapping[str, tuple[str, str]] = {
     "tofu": ("expunge.benchmarks.tofu", "TOFU"),
     "muse": ("expunge.benchmarks.muse", "MUSE"),
-    "wmdp": ("expunge.benchmarks.choices", "WMDP"),
+    "wmdp": ("expunge.benchmarks.wmdp", "WMDP"),
+    "truthfulqa": ("expunge.benchmarks.truthfulqa", "TRUTHFULQA"),
+    "scienceqa": ("expunge.benchmarks.scienceqa", "SCIENCEQA"),
+    "gsm8k": ("expunge.benchmarks.reasoning", "GSM8K"),
+    "math": ("expunge.benchmarks.reasoning", "MATH"),
     "fictitious": ("expunge.benchmarks.fictitious", "FICTITIOUS"),
 }
 

@@ -9,12 +9,25 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import lookup, measure, unlearn
+from expunge.cli import bench, lookup, measure, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
 #: In the order in which the help names them.
-_ORDER = ("demo", "run", "train", "audit", "compare", "methods", "metrics", "validate", "schema", "env")
+_ORDER = (
+    "demo",
+    "run",
+    "train",
+    "sweep",
+    "audit",
+    "benchmark",
+    "compare",
+    "methods",
+    "metrics",
+    "validate",
+    "schema",
+    "env",
+)
 
 
 class Commands(TyperGroup):
@@ -62,8 +75,10 @@ def expunge(
 
 app.command(rich_help_panel=_CHANGE)(unlearn.run)
 app.command(rich_help_panel=_CHANGE)(unlearn.train)
+app.command(rich_help_panel=_CHANGE)(bench.sweep)
 app.command(rich_help_panel=_CHANGE)(measure.demo)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.audit)
+app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.compare)
 app.add_typer(lookup.methods_app, name="methods", rich_help_panel=_LOOK)
 app.add_typer(lookup.metrics_app, name="metrics", rich_help_panel=_LOOK)

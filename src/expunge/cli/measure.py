@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 @guarded
 def audit(
     context: typer.Context,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure: folders or hub ids.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Models to measure: folders or hub ids.")
+    ] = None,
+    from_records: Annotated[
+        list[Path] | None,
+        typer.Option("--from-records", metavar="PATH", help="Records or a published log, not a model; repeatable."),
+    ] = None,
+    lm_eval: Annotated[
+        str, typer.Option("--lm-eval", metavar="A,B", help="Tasks of lm-evaluation-harness to run too (extra `evals`).")
+    ] = "",
+    compat: Annotated[
+        str | None, typer.Option("--compat", help="Compute as this code does: paper, locuslab, openunlearning, muse.")
+    ] = None,
     reference: opt.Reference = None,
     forget: opt.Forget = None,
     retain: opt.Retain = None,
@@ -51,10 +63,15 @@ def audit(
     opt.one_of(overwrite, resume)
     flags = {
         "model.reference": reference, "model.device": device, "data.forget": forget, "data.retain": retain,
-        "data.holdout": holdout, "data.extra": opt.pairs(extra, "--extra") or None,
+        "data.holdout": holdout, "data.extra": opt.pairs(extra, "--extra") or None, "audit.compat": compat,
     }  # fmt: skip
     settings = opt.settings_of(recipe, flags, sets)
     quiet_libraries()
+    if from_records:
+        _audit_records(from_records, models, reference, settings, output_dir, as_json=as_json, all_metrics=all_metrics)
+        return
+    if not models:
+        raise RecipeError("is missing", field="MODEL", remedy="Name a model folder, or give --from-records PATH")
     from expunge.api.audit import audit_folders, name_models
     from expunge.recipe import AuditRecipe
 
@@ -65,15 +82,35 @@ def audit(
     with interruptible(path), display() as watcher:
         result = audit_folders(
             resolved, output_dir=path, overwrite=overwrite, resume=resume, commands=(opt.command_line(context),),
-            watcher=watcher, show_examples=show_examples,
+            watcher=watcher, show_examples=show_examples, lm_eval=[task for task in lm_eval.split(",") if task],
         )  # fmt: skip
-    _print_document(result.document, as_json=as_json, all_metrics=all_metrics, runs=dict(result.runs))
+    print_document(result.document, as_json=as_json, all_metrics=all_metrics, runs=dict(result.runs))
     if not as_json:
         print_paths(out(), {"audit": path / "audit.json", "report": path / "report.html"})
     finish_policy(resolved.policy.name, result.verdicts, as_json=as_json)
 
 
-def _print_document(
+def _audit_records(
+    paths: list[Path], models: list[str] | None, reference: str | None, settings: dict[str, Any],
+    output_dir: Path | None, *, as_json: bool, all_metrics: bool,
+) -> None:  # fmt: skip
+    """Compute metrics from what was measured before."""
+    if models:
+        raise RecipeError("excludes models", field="--from-records", value=models, remedy="Give one or the other")
+    from expunge.api.from_records import audit_records
+    from expunge.audit.document import write_json
+    from expunge.recipe import audit_config
+
+    names = {path.stem if path.is_file() else path.name: path for path in paths}
+    config = audit_config(settings)
+    document = audit_records(names, reference=Path(reference) if reference else None, config=config)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(document, output_dir / "audit.json")
+    print_document(document, as_json=as_json, all_metrics=all_metrics)
+
+
+def print_document(
     document: AuditDocument, *, as_json: bool, all_metrics: bool, runs: dict[str, Path] | None = None
 ) -> None:
     """Print an audit: as one JSON document, or as a table and what may be said of it."""
@@ -120,7 +157,7 @@ def compare(
         write_comparison(joined, output, commands=(opt.command_line(context),), show_examples=show_examples)
     except OSError as error:
         raise disk_error(error, output) from error
-    _print_document(joined.document, as_json=as_json, all_metrics=all_metrics, runs=dict(joined.runs))
+    print_document(joined.document, as_json=as_json, all_metrics=all_metrics, runs=dict(joined.runs))
     if not as_json:
         print_paths(out(), {"page": output})
 
@@ -153,6 +190,6 @@ def demo(
             output_dir, overwrite=overwrite, people=people, seed=seed, methods=names, watcher=watcher
         )  # fmt: skip
     runs = {name: output_dir / name for name, model in document.models.items() if model.role == "method"}
-    _print_document(document, as_json=as_json, all_metrics=all_metrics, runs=runs)
+    print_document(document, as_json=as_json, all_metrics=all_metrics, runs=runs)
     if not as_json:
         print_paths(out(), {"audit": output_dir / "audit.json", "report": output_dir / "report.html"})

@@ -19,6 +19,7 @@ from expunge.errors import RecipeError
 from expunge.training.callbacks import Callback, Probe
 from expunge.training.config import TrainingConfig
 from expunge.training.loop import TrainingResult
+from expunge.training.rewind import ErrorProbe
 
 
 class MethodConfig(BaseModel):
@@ -73,6 +74,25 @@ class MethodContext:
             )
         return self.splits.retain
 
+    def error_probe(self) -> ErrorProbe | None:
+        """Return what rewinding measures, or None if the recipe does not rewind.
+
+        Raises:
+            RecipeError: if it does and there is no holdout.
+        """
+        if self.training.stop.rule != "rewind":
+            return None
+        if not self.splits.holdout:
+            raise RecipeError(
+                "rewinding needs a holdout: examples like those of the forget set that no model was trained on",
+                field="data.holdout", remedy="Give --holdout FILE, or use training.stop.rule: steps",
+            )  # fmt: skip
+        forget, holdout = (
+            [row.encoded for row in self.encoder.encode_many(examples, where=where)]
+            for where, examples in (("forget", self.splits.forget), ("holdout", self.splits.holdout))
+        )
+        return ErrorProbe(forget, holdout, pad_id=self.pad_id)
+
 
 @dataclass(frozen=True, slots=True)
 class MethodOutcome:
@@ -98,8 +118,9 @@ class Method(ABC):
 
     def needs(self, config: Any, training: TrainingConfig) -> frozenset[str]:
         """Return the inputs needed under these settings, out of those a card may name; as a rule the card's."""
-        del config, training
-        return frozenset(self.card.needs)
+        del config
+        rewinds = training.stop.rule == "rewind"
+        return frozenset(self.card.needs) | ({"holdout"} if rewinds else set())
 
     def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
         """Return how many examples an epoch goes through, given the sizes of the sets; as a rule the forget set's."""

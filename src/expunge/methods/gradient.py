@@ -276,7 +276,7 @@ class GradientMethod(Method):
         trainer = Trainer(
             model, self.task(config, context, parts, cache), context.training, pad_id=context.pad_id,
             folder=context.folder, probe=context.probe, callbacks=context.callbacks,
-            masks=WeightMasks(model, masks) if masks else None, seed=context.seed,
+            masks=WeightMasks(model, masks) if masks else None, errors=context.error_probe(), seed=context.seed,
         )  # fmt: skip
         notes = {"moving_share": kept_share(masks)} if masks else {}
         return MethodOutcome(model, trainer.run(resume=context.resume), notes)

@@ -74,6 +74,10 @@ class IDKTerm(ForgetTerm):
         """Return the refusal row."""
         return [self._refusals.row(index, epoch)]
 
+    def attribution(self, index: int) -> Encoded:
+        """Return the refusal of the first epoch: it is what the weights are to learn."""
+        return self._refusals.row(index, 0).encoded
+
     def loss(self, tokens: Mapping[str, TokenValues], reference: Mapping[str, Tensor], counts: Counts) -> Tensor:
         """Return the reduced negative log-likelihood of the refusals."""
         answer = tokens["refusal"]
@@ -89,9 +93,9 @@ class DPOTerm(ForgetTerm):
     roles: ClassVar[tuple[str, ...]] = ("refusal", "forget")
     reference_roles: ClassVar[tuple[str, ...]] = ("refusal", "forget")
 
-    def __init__(self, forget: Sequence[Encoded], config: DPOConfig, refusals: Refusals) -> None:
+    def __init__(self, forget: Sequence[Encoded], beta: float, refusals: Refusals) -> None:
         super().__init__(forget)
-        self._config, self._refusals = config, refusals
+        self._beta, self._refusals = beta, refusals
 
     def rows(self, index: int, epoch: int) -> list[Row]:
         """Return the refusal row and the answer row."""
@@ -99,18 +103,30 @@ class DPOTerm(ForgetTerm):
 
     def loss(self, tokens: Mapping[str, TokenValues], reference: Mapping[str, Tensor], counts: Counts) -> Tensor:
         """Return the preference loss on summed log-probabilities."""
-        sums = {}
-        for role in self.roles:
-            answer = tokens[role]
-            before = TokenValues(reference[role], answer.row, answer.lengths)
-            sums[role] = (answer.row_sums(), before.row_sums())
-        loss_R = dpo(
-            sums["refusal"][0], sums["forget"][0], sums["refusal"][1], sums["forget"][1], beta=self._config.beta
-        )
+        loss_R = preference_loss(tokens, reference, chosen="refusal", beta=self._beta)
         return reduce_sequences(loss_R, sequences=counts.sequences["forget"])
 
 
-def _refusals(config: RefusalConfig, context: MethodContext) -> Refusals:
+def preference_loss(
+    tokens: Mapping[str, TokenValues], reference: Mapping[str, Tensor], *, chosen: str, beta: float
+) -> Tensor:
+    """Return the DPO loss of each pair, [R], with the rows of role `chosen` preferred to those of role `forget`."""
+    now = [tokens[role].row_sums() for role in (chosen, "forget")]
+    before = [row_sums(reference[role], tokens[role]) for role in (chosen, "forget")]
+    return dpo(*now, *before, beta=beta)
+
+
+def row_sums(values_N: Tensor, like: TokenValues) -> Tensor:
+    """Return the sum within each sequence, [R], of values of the same tokens as `like`."""
+    return TokenValues(values_N, like.row, like.lengths).row_sums()
+
+
+def refusals_for(config: RefusalConfig, context: MethodContext) -> Refusals:
+    """Return the source of refusal rows.
+
+    Raises:
+        RecipeError: for running text.
+    """
     examples = context.splits.forget
     running = [example.id for example in examples if example.kind == "text"]
     if running:
@@ -150,7 +166,7 @@ class IDK(GradientMethod):
 
     def term(self, config: Any, context: MethodContext, forget: Sequence[Encoded]) -> ForgetTerm:
         """Return the refusal term."""
-        return IDKTerm(forget, config, _refusals(config, context))
+        return IDKTerm(forget, config, refusals_for(config, context))
 
 
 class DPO(GradientMethod):
@@ -181,4 +197,4 @@ class DPO(GradientMethod):
 
     def term(self, config: Any, context: MethodContext, forget: Sequence[Encoded]) -> ForgetTerm:
         """Return the preference term."""
-        return DPOTerm(forget, config, _refusals(config, context))
+        return DPOTerm(forget, config.beta, refusals_for(config, context))

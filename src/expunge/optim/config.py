@@ -106,9 +106,7 @@ class ProximalConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weight: float = Field(
-        0.1, gt=0, description="a step moves every weight towards 0 by this share of the learning rate"
-    )
+    weight: float = Field(gt=0, description="a step moves every weight towards 0 by this share of the learning rate")
     free_epochs: int = Field(
         0, ge=0, description="epochs at the end without penalty; until then it falls linearly, if all: it is constant"
     )

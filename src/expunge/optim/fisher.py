@@ -36,7 +36,8 @@ def woodbury_weights(gram_NN: Tensor, products_N: Tensor, *, damping: float) -> 
         raise ValueError(f"damping must be positive, got {damping}")
     n = gram_NN.shape[0]
     system_NN = gram_NN.double() + damping * n * torch.eye(n, dtype=torch.float64, device=gram_NN.device)
-    return torch.linalg.solve(system_NN, products_N.double())
+    solution: Tensor = torch.linalg.solve(system_NN, products_N.double())
+    return solution
 
 
 def woodbury(gradients_NP: Tensor, v_P: Tensor, *, damping: float) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.optim.rules import FORGET, RETAIN, Backward, GradientRule
+from expunge.optim.rules import FORGET, RETAIN, Backward, GradientRule, has
 
 
 class LatentAttack(GradientRule):
@@ -47,13 +47,15 @@ class LatentAttack(GradientRule):
         self._changes, self._norms = [], []
         with self._attacked():
             for _ in range(self._iterations):
-                if not self._run(backward):
+                if not has(self._run(backward), FORGET):
                     break
                 for p in parameters:
                     p.grad = None
                 self._ascend()
             losses = self._run(backward)
-        return losses | backward(RETAIN)
+        if has(losses, RETAIN):
+            backward(RETAIN)
+        return losses
 
     def _run(self, backward: Backward) -> dict[str, float]:
         self._current = -1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from expunge.errors import RecipeError
 
-#: Adds to `.grad` the gradients of the named loss parts (None: all), summed over ALL micro-batches of the step, and
-#: returns the values of those parts. What it names and the step does not have adds nothing and is not returned.
+#: Adds to `.grad` the gradients of the named loss parts (None: all), summed over ALL micro-batches of the step, at
+#: the present weights, and returns the values of all parts the step has. Where it has none of the named ones nothing
+#: is added. The gradients of weights that a mask holds still are 0 afterwards.
 Backward = Callable[[Container[str] | None], dict[str, float]]
 
 #: One tensor per parameter; None where a parameter has no gradient.
@@ -50,7 +52,7 @@ class GradientRule:
             step: optimiser steps done before this one.
 
         Returns:
-            The loss parts, as values.
+            The loss parts, as values, at the weights the step began with unless the rule says otherwise.
         """
         del parameters, step
         return backward(None)
@@ -67,6 +69,11 @@ class GradientRule:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
+
+
+def has(losses: Mapping[str, float], parts: Container[str]) -> bool:
+    """Return whether a step has any of the named parts."""
+    return any(name in parts for name in losses)
 
 
 def take(parameters: Sequence[nn.Parameter]) -> Gradients:
@@ -91,7 +98,7 @@ def dot(left: Gradients, right: Gradients) -> float:
 
 def norm(gradients: Gradients) -> float:
     """Return the L2 norm over all parameters."""
-    return dot(gradients, gradients) ** 0.5
+    return math.sqrt(dot(gradients, gradients))
 
 
 def combine(left: Gradients, right: Gradients, *, alpha: float) -> Gradients:

@@ -24,6 +24,7 @@ from expunge.optim.rules import (
     GradientRule,
     Gradients,
     combine,
+    has,
     moved_weights,
     norm,
     put,
@@ -36,15 +37,15 @@ class _ForgetRule(GradientRule):
 
     def gradients(self, backward: Backward, parameters: Sequence[nn.Parameter], *, step: int) -> dict[str, float]:
         """See `GradientRule.gradients`."""
+        del step
         losses = backward(FORGET)
-        if losses:
-            plain = take(parameters)
-            put(parameters, self.forget_gradient(plain, backward, parameters, step))
-        return losses | backward(RETAIN)
+        if has(losses, FORGET):
+            put(parameters, self.forget_gradient(take(parameters), backward, parameters))
+        if has(losses, RETAIN):
+            backward(RETAIN)
+        return losses
 
-    def forget_gradient(
-        self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter], step: int
-    ) -> Gradients:
+    def forget_gradient(self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter]) -> Gradients:
         """Return the forget term's gradient as the rule wants it, given the plain one."""
         raise NotImplementedError
 
@@ -61,9 +62,7 @@ class Sam(_ForgetRule):
     def __init__(self, *, rho: float) -> None:
         self._rho = rho
 
-    def forget_gradient(
-        self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter], step: int
-    ) -> Gradients:
+    def forget_gradient(self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter]) -> Gradients:
         """Return the gradient at the worst point nearby."""
         length = norm(plain)
         if length == 0.0:
@@ -74,7 +73,7 @@ class Sam(_ForgetRule):
         return take(parameters)
 
 
-class RandomisedSmoothing(_ForgetRule):
+class RandomisedSmoothing(GradientRule):
     """Takes the mean forget gradient over weights with Gaussian noise.
 
     Args:
@@ -88,18 +87,18 @@ class RandomisedSmoothing(_ForgetRule):
 
     def gradients(self, backward: Backward, parameters: Sequence[nn.Parameter], *, step: int) -> dict[str, float]:
         """See `GradientRule.gradients`; the forget loss reported is the mean over the noisy points."""
-        sums: dict[str, float] = {}
+        mean: dict[str, float] = {}
         with moved_weights(parameters) as move:
             for sample in range(self._samples):
                 move(self._noise(parameters, step, sample), self._sigma)
                 for name, value in backward(FORGET).items():
-                    sums[name] = sums.get(name, 0.0) + value / self._samples
-                if not sums:
-                    break
+                    mean[name] = mean.get(name, 0.0) + value / self._samples
         for p in parameters:
             if p.grad is not None:
                 p.grad.div_(self._samples)
-        return sums | backward(RETAIN)
+        if has(mean, RETAIN):
+            mean |= {name: value for name, value in backward(RETAIN).items() if name in RETAIN}
+        return mean
 
     def _noise(self, parameters: Sequence[nn.Parameter], step: int, sample: int) -> Gradients:
         digest = hashlib.sha256(f"{self._seed}:{step}:{sample}".encode()).digest()
@@ -119,9 +118,7 @@ class GradientPenalty(_ForgetRule):
     def __init__(self, *, rho: float, difference: float) -> None:
         self._rho, self._difference = rho, difference
 
-    def forget_gradient(
-        self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter], step: int
-    ) -> Gradients:
+    def forget_gradient(self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter]) -> Gradients:
         """Return g + rho H g / |g|."""
         length = norm(plain)
         if length == 0.0:
@@ -139,8 +136,8 @@ class GradientPenalty(_ForgetRule):
 class Curvature(_ForgetRule):
     """Adds rho |g(theta + radius v) - g(theta)| to the forget loss, with v = g / |g| held constant.
 
-    With d that change of the gradient and u = d / |d|, the penalty's gradient is rho (H(theta + radius v) - H(theta)) u;
-    both products are central differences of gradients.
+    With d that change of the gradient and u = d / |d|, the penalty's gradient is rho times (H(theta + radius v) -
+    H(theta)) u; both products are central differences of gradients.
 
     Args:
         rho: weight of the penalty.
@@ -154,9 +151,7 @@ class Curvature(_ForgetRule):
     def __init__(self, *, rho: float, radius: float, difference: float) -> None:
         self._rho, self._radius, self._difference = rho, radius, difference
 
-    def forget_gradient(
-        self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter], step: int
-    ) -> Gradients:
+    def forget_gradient(self, plain: Gradients, backward: Backward, parameters: Sequence[nn.Parameter]) -> Gradients:
         """Return g plus the penalty's gradient."""
         length = norm(plain)
         if length == 0.0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import RecipeError
-from expunge.optim.rules import FORGET, RETAIN, Backward, GradientRule, Gradients, combine, dot, put, take
+from expunge.optim.rules import FORGET, RETAIN, Backward, GradientRule, Gradients, combine, dot, has, put, take
 
 
 def gru(forget: Gradients, retain: Gradients) -> Gradients:
@@ -23,7 +23,7 @@ def gru(forget: Gradients, retain: Gradients) -> Gradients:
 
 
 def blur(forget: Gradients, retain: Gradients, *, gamma: float) -> Gradients:
-    """Return the direction nearest to the retain gradient whose inner product with the forget gradient is gamma |g_f|^2.
+    """Return the direction nearest to the retain gradient whose product with the forget gradient is gamma |g_f|^2.
 
     Unlearning is the inner problem: each step lowers the forget loss by a fixed share of what its own gradient step
     would, and otherwise serves the retain loss.
@@ -47,19 +47,19 @@ class _Surgery(GradientRule):
             RecipeError: if a step has only one of the two terms.
         """
         del step
-        forgets = backward(FORGET)
+        losses = backward(FORGET)
         forget = take(parameters)
-        retains = backward(RETAIN)
-        retain = take(parameters)
-        if not forgets or not retains:
-            missing = "forget" if retains else "retain"
+        for missing, parts in (("forget", FORGET), ("retain", RETAIN)):
+            if has(losses, parts):
+                continue
             raise RecipeError(
                 f"the wrapper {self.name} needs a forget term and a retain term in every step, and a step has no "
                 f"{missing} term", field="training.wrapper.name", value=self.name,
                 remedy="Set method.retain to nll or kl, or choose a method whose steps hold both",
             )  # fmt: skip
-        put(parameters, self.combined(forget, retain))
-        return forgets | retains
+        backward(RETAIN)
+        put(parameters, self.combined(forget, take(parameters)))
+        return losses
 
     def combined(self, forget: Gradients, retain: Gradients) -> Gradients:
         """Return the step's gradient."""

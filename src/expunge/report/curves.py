@@ -31,7 +31,7 @@ from expunge.report.svg import (
     ticks,
 )
 from expunge.report.view import CurvePoint, ReportView
-from expunge.report.words import check_page, number
+from expunge.report.words import check_page, listed, number
 from expunge.runs import write_text
 
 BEFORE, REFERENCE = "before", "reference"
@@ -62,6 +62,7 @@ class StudyView:
         heads, rows: the table of steps, as plain texts.
         asked: rows of (label, text).
         notes: what a reader must know of the data.
+        not_tested: attacks that were not run on every step.
         not_shown: what the study does not show, beside what no report can.
         environment: versions and device.
         reproduce: shell commands.
@@ -77,6 +78,7 @@ class StudyView:
     rows: Sequence[Sequence[str]]
     asked: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    not_tested: Sequence[str] = ()
     not_shown: Sequence[str] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     reproduce: Sequence[str] = ()
@@ -139,7 +141,9 @@ def _header(view: StudyView) -> str:
     claim = tag("p", chip + " " + escape(SENTENCES[view.claim]), "claimline")
     banner = para(f"The study is not complete: {view.unfinished}", "alarm") if view.unfinished else ""
     lead = "".join(para(sentence, "lead") for sentence in view.lead)
-    return tag("header", banner + tag("h1", escape(view.title)) + lead + claim)
+    rest = escape(listed(view.not_tested)) + "."
+    untested = tag("p", tag("strong", "Not tested: ") + rest, "nottested") if view.not_tested else ""
+    return tag("header", banner + tag("h1", escape(view.title)) + lead + claim + untested)
 
 
 def _figure(curve: Curve, axis: str) -> str:

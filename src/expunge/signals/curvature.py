@@ -94,7 +94,7 @@ def gauss_newton_product(
 
         with sdpa_kernel(SDPBackend.MATH):  # the only attention kernel with a forward derivative
             with torch.no_grad():
-                logits_NV, change_NV = jvp(logits_of, (values,), (tangents,))
+                logits_NV, change_NV = jvp(logits_of, (values,), (tangents,))  # type: ignore[misc]
             logits_with_graph_NV = module(*inputs)
         p_NV = torch.softmax(logits_NV, dim=1)
         curved_NV = p_NV * (change_NV - (p_NV * change_NV).sum(1, keepdim=True))

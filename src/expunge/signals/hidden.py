@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations of one decoder block, leaving the forward pass as soon as that block is done."""
+"""Hidden states of decoder blocks: only the blocks in between run, from the embeddings or from stored states.
+
+Shape suffixes: B batch rows, T tokens, D hidden width.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from expunge.data.batching import length_buckets, pad
+from expunge.data.encoding import Encoded
 from expunge.signals.head import body, decoder_blocks
-
-
-class _Reached(BaseException):
-    """Carries the activations out of the forward pass; not an error."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
-
-
-def _leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
-    # Up to transformers 4 a block returned a tuple, from 5 on a tensor.
-    raise _Reached(output[0] if isinstance(output, tuple) else output)
+from expunge.signals.likelihood import Reading
 
 
 def hidden_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, layer: int) -> Tensor:
@@ -28,14 +28,226 @@ def hidden_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Ten
     Raises:
         IndexError: if the model has no such block.
     """
+    layers = len(decoder_blocks(model))
+    if not -layers <= layer < layers:
+        raise IndexError(f"layer must be in [0, {layers}), got {layer}")
+    return block_outputs(model, input_ids_BT, attention_mask_BT, layers=[layer % layers])[layer % layers]
+
+
+def block_outputs(
+    model: nn.Module,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    *,
+    layers: Collection[int],
+    first: int = 0,
+    start_BTD: Tensor | None = None,
+) -> dict[int, Tensor]:
+    """Return the outputs of some decoder blocks by number, each [B, T, D], before the final norm.
+
+    Blocks outside `first`..max(layers) do not run; masks and positions are made by the model itself, for every family.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        input_ids_BT: token ids.
+        attention_mask_BT: 1 for real tokens.
+        layers: numbers from 0, at least one, none below `first`.
+        first: the first block that runs.
+        start_BTD: what enters block `first`: the output of the block before it. Needed unless `first` is 0.
+
+    Raises:
+        IndexError: if the model has no such block.
+        ValueError: if `first` is above 0 and nothing is given to start from.
+    """
     blocks = decoder_blocks(model)
-    if not -len(blocks) <= layer < len(blocks):
-        raise IndexError(f"layer must be in [0, {len(blocks)}), got {layer}")
-    handle = blocks[layer].register_forward_hook(_leave)
-    try:
+    if not layers or min(layers) < first or max(layers) >= len(blocks) or first < 0:
+        raise IndexError(f"blocks {sorted(layers)} from {first} on are not all in [0, {len(blocks)})")
+    if (start_BTD is None) != (first == 0):
+        raise ValueError(f"states to start from must be given if and only if first is above 0, got first={first}")
+    found: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for block in blocks[:first]:
+            stack.enter_context(_skipped(block))
+        if start_BTD is not None:
+            stack.enter_context(_started(blocks[first], start_BTD))
+        for layer in layers:
+            stack.enter_context(_kept(blocks[layer], layer, found))
+        if max(layers) + 1 < len(blocks):
+            stack.enter_context(_left(blocks[max(layers) + 1]))
         body(model, input_ids_BT, attention_mask_BT)
-    except _Reached as reached:
-        return reached.hidden
+    return found
+
+
+class _Reached(BaseException):
+    """Leaves the forward pass; not an error."""
+
+
+@contextmanager
+def _left(block: nn.Module) -> Iterator[None]:
+    """Leave the forward pass where it would enter a block.
+
+    Not from inside the last block that runs: that one may be under gradient checkpointing and must come to its end.
+    """
+
+    def leave(_block: nn.Module, _args: Any) -> None:
+        raise _Reached
+
+    handle = block.register_forward_pre_hook(leave)
+    try:
+        yield
+    except _Reached:
+        pass
     finally:
         handle.remove()
-    raise RuntimeError(f"block {layer} was never reached")
+
+
+@contextmanager
+def _skipped(block: nn.Module) -> Iterator[None]:
+    """Let a block hand on what it is given."""
+    earlier = block.__dict__.get("forward")  # tools that offload weights replace it too
+    block.forward = _hand_on
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del block.forward
+        else:
+            block.forward = earlier
+
+
+def _hand_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def _started(block: nn.Module, start_BTD: Tensor) -> Iterator[None]:
+    """Let a block work on other states than those that reach it."""
+
+    def replace(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return (start_BTD.to(args[0].dtype), *args[1:]), kwargs
+
+    handle = block.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _kept(block: nn.Module, number: int, found: dict[int, Tensor]) -> Iterator[None]:
+    def keep(_block: nn.Module, _args: Any, output: Any) -> None:
+        # Up to transformers 4 a block returned a tuple, from 5 on a tensor.
+        found[number] = output[0] if isinstance(output, tuple) else output
+
+    handle = block.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenReading(Reading):
+    """The output of one block inside a training step, see `block_outputs`."""
+
+    layer: int
+    first: int = 0
+    start_BTD: Tensor | None = None
+
+    def read(self, model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> list[Tensor]:
+        """Return the output of block `layer`, [B, T, D]."""
+        found = block_outputs(
+            model, input_ids_BT, attention_mask_BT, layers=[self.layer], first=self.first, start_BTD=self.start_BTD
+        )
+        return [found[self.layer]]
+
+
+class HiddenCache:
+    """Hidden states of one frozen model for a set of sequences, in memory and optionally on disk.
+
+    Args:
+        model_digest: digest of the frozen model; part of the file name, so that a changed model never reuses it.
+        folder: where files are kept; None keeps them in memory only.
+    """
+
+    def __init__(self, model_digest: str, folder: Path | None = None) -> None:
+        self._digest, self._folder = model_digest, folder
+        self._values: dict[str, Tensor] = {}
+
+    def fill(
+        self, model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int,
+        batch_tokens: int = 8192,
+    ) -> None:  # fmt: skip
+        """Compute what is missing at `layers` for `items` with `model`, which must still be the frozen original."""
+        if not layers or not items:
+            return
+        wanted = {_key(layer, item): item for item in items for layer in layers}
+        path = self._path(sorted(wanted))
+        if path is not None and path.exists():
+            from safetensors.torch import load_file
+
+            self._values.update(load_file(path))
+        missing = {item.ids: item for key, item in wanted.items() if key not in self._values}
+        if not missing:
+            return
+        self._compute(model, list(missing.values()), layers, pad_id, batch_tokens)
+        if path is not None:
+            from safetensors.torch import save_file
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: self._values[key].contiguous() for key in wanted}, path)
+
+    def get(self, layer: int, item: Encoded) -> Tensor:
+        """Return the output of block `layer` for one sequence, [T, D], on the CPU in the model's dtype.
+
+        Raises:
+            KeyError: if `fill` was never called for it.
+        """
+        return self._values[_key(layer, item)]
+
+    def padded(self, layer: int, items: Sequence[Encoded]) -> Tensor:
+        """Return the same for several sequences, [B, T, D], zeros after the end of the shorter ones."""
+        return nn.utils.rnn.pad_sequence([self.get(layer, item) for item in items], batch_first=True)
+
+    def _compute(
+        self, model: nn.Module, items: Sequence[Encoded], layers: Collection[int], pad_id: int, batch_tokens: int
+    ) -> None:
+        for bucket, found in over_batches(model, items, layers=layers, pad_id=pad_id, batch_tokens=batch_tokens):
+            for layer, states_BTD in found.items():
+                for item, states_TD in zip(bucket, states_BTD.cpu(), strict=True):
+                    self._values[_key(layer, item)] = states_TD[: len(item.ids)].clone()
+
+    def _path(self, keys: list[str]) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256("".join([self._digest, *keys]).encode()).hexdigest()[:16]
+        return self._folder / f"hidden-{name}.safetensors"
+
+
+def over_batches(
+    model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int, batch_tokens: int = 8192
+) -> Iterator[tuple[list[Encoded], dict[int, Tensor]]]:
+    """Yield batches of sequences of similar length with the outputs of some blocks, without gradients or dropout.
+
+    Args:
+        model: a causal language model.
+        items: sequences; every one is in one batch.
+        layers: see `block_outputs`.
+        pad_id: id used to pad, on the right.
+        batch_tokens: positions per forward, padding included.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        for bucket in length_buckets([len(item.ids) for item in items], max_tokens=batch_tokens):
+            chosen = [items[i] for i in bucket]
+            batch = pad(chosen, pad_id).to(device)
+            with torch.no_grad():
+                found = block_outputs(model, batch.input_ids, batch.attention_mask, layers=layers)
+            yield chosen, found
+    finally:
+        model.train(was_training)
+
+
+def _key(layer: int, item: Encoded) -> str:
+    return f"{layer}:{hashlib.sha256(repr(item.ids).encode()).hexdigest()[:24]}"

@@ -6,6 +6,7 @@ Shape suffixes: B batch rows, T tokens, D hidden width, V vocabulary, N labelled
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,14 @@ def label_statistics(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     return torch.stack([label_C, hit_C, mean_C, variance_C], dim=1)
 
 
+class Reading(ABC):
+    """Anything else than likelihoods that a forward pass is made for, such as the states of one block."""
+
+    @abstractmethod
+    def read(self, model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> list[Tensor]:
+        """Run as much of the model as is needed, with gradients if they are on, and return what was asked for."""
+
+
 class Scorer(nn.Module):
     """A causal language model seen through its likelihood.
 
@@ -79,9 +88,9 @@ class Scorer(nn.Module):
         self._head = [Head(model)]
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, requests: Sequence[TokenRequest]
-    ) -> list[TokenValues]:
-        """Answer every request from one pass of the body.
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, requests: Sequence[TokenRequest] | Reading
+    ) -> list[TokenValues] | list[Tensor]:
+        """Answer every request from one pass of the body, or make one reading.
 
         Args:
             input_ids: token ids, [B, T] int64.
@@ -89,6 +98,8 @@ class Scorer(nn.Module):
             labels: ids at labelled positions, `IGNORE` elsewhere, [B, T], not shifted.
             requests: what is wanted, for which rows.
         """
+        if isinstance(requests, Reading):
+            return requests.read(self.model, input_ids, attention_mask)
         hidden_BTD = body(self.model, input_ids, attention_mask)
         return [self._answer(hidden_BTD, labels, request) for request in requests]
 

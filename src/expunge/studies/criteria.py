@@ -24,8 +24,8 @@ from expunge.studies.steps import Study
 from expunge.studies.sustainability import sustainability
 
 CRITERIA: tuple[Kind, ...] = ("scalability", "sustainability")
-#: Invented people, how many of them one request names, and how many requests there are.
-PEOPLE, PER_REQUEST, REQUESTS = 20, 1, 3
+#: Invented people, the share of them that one request names, and how many requests there are.
+PEOPLE, SHARE, REQUESTS = 20, 0.1, 3
 
 
 def run_criterion(
@@ -50,11 +50,11 @@ def run_criterion(
             invents an archive and trains its own model and reference unless the recipe names them.
         criterion: `scalability` or `sustainability`.
         settings: nested settings of a recipe, the method above all.
-        folder: where everything goes.
+        folder: where everything goes; what `fictitious` invents and trains stands beside it, in `<folder>-world`.
         data_dir: folder with the files of `muse`.
         split: corpus of `muse`.
         requests: how many steps; default: all four folds of `muse`, three requests of `fictitious`.
-        people: size of the archive of `fictitious`; each request names one of them.
+        people: size of the archive of `fictitious`; each request names a tenth of them.
         seeds: of the runs; default: the recipe's.
         overwrite: start again where a study already is.
         commands: how to reproduce the study.
@@ -106,12 +106,12 @@ def _fictitious(
     criterion: str, settings: Mapping[str, Any], *, folder: Path, requests: int, people: int, seeds: Sequence[int],
     overwrite: bool, commands: Sequence[str], watcher: Watcher | None,
 ) -> Study:  # fmt: skip
-    """Ask for the last people of an archive, one a request; the reference never saw any of them."""
+    """Ask for the last people of an archive, a tenth of all a request."""
     seed, given = int(settings.get("seed", 0)), settings.get("model") or {}
     archive, world = build_archive(people, seed=seed), folder.with_name(f"{folder.name}-world")
     asked = _people_asked(archive, requests)
     shared: dict[str, Any] = {
-        "seed": seed, "data": _write_world(world / "data", archive, requests),
+        "seed": seed, "data": _write_world(world / "data", archive, asked),
         "training": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}}, "audit": {"max_new_tokens": 32},
     }  # fmt: skip
     name = str((settings.get("method") or {}).get("name", ""))
@@ -122,8 +122,9 @@ def _fictitious(
         own = merge(own, {"model": {**models, **given}})
     build_recipe(merge(own, {"data": {"forget": "checked"}}))  # before minutes of training
     if "path" not in given:
-        _train_world(world, archive, seed=seed, watcher=watcher or Silent())
-    note = f"Invented people: {people}; the last {requests} are asked for. The reference never saw any of them."
+        _train_world(world, archive, seed=seed, overwrite=overwrite, watcher=watcher or Silent())
+    count = requests * _per_request(archive)
+    note = f"Of {people} invented people the last {count} are asked for. The reference never saw any of them."
     if criterion == "scalability":
         grown = [[e for group in asked[:k] for e in group] for k in range(1, requests + 1)]
         return scalability(
@@ -136,24 +137,30 @@ def _fictitious(
     )  # fmt: skip
 
 
+def _per_request(archive: Archive) -> int:
+    return max(1, round(SHARE * len(archive.people)))
+
+
 def _people_asked(archive: Archive, requests: int) -> list[list[Example]]:
-    """Return the facts of the last people, a request each.
+    """Return the facts of the last people, in requests of equal size.
 
     Raises:
-        RecipeError: if nobody would be left to keep.
+        RecipeError: if more than half of the people would be asked for.
     """
-    if not 0 < requests <= len(archive.people) // 2:
+    size, people = _per_request(archive), archive.people
+    if not 0 < requests * size <= len(people) // 2:
         raise RecipeError(
-            f"{len(archive.people)} people allow 1 to {len(archive.people) // 2}", field="requests", value=requests,
-            remedy="Ask for fewer, or invent more people",
+            f"{len(people)} people allow 1 to {len(people) // 2 // size}", field="requests", value=requests,
+            remedy="Ask for fewer",
         )  # fmt: skip
-    last = archive.people[len(archive.people) - requests :]
-    return [[fact.example() for fact in person.facts] for person in last]
+    starts = range(len(people) - requests * size, len(people), size)
+    return [[fact.example() for person in people[s : s + size] for fact in person.facts] for s in starts]
 
 
-def _write_world(folder: Path, archive: Archive, requests: int) -> dict[str, Any]:
+def _write_world(folder: Path, archive: Archive, asked: Sequence[Sequence[Example]]) -> dict[str, Any]:
     """Write the sets that every step shares and return the data part of the recipe."""
-    kept = archive.people[: len(archive.people) - requests]
+    gone = {example.subject for examples in asked for example in examples}
+    kept = [person for person in archive.people if person.id not in gone]
     retained, world = [fact for person in kept for fact in person.facts], list(archive.world)
     sets = {
         "train_full": archive.training_examples("full"),
@@ -169,11 +176,11 @@ def _write_world(folder: Path, archive: Archive, requests: int) -> dict[str, Any
     }  # fmt: skip
 
 
-def _train_world(world: Path, archive: Archive, *, seed: int, watcher: Watcher) -> None:
+def _train_world(world: Path, archive: Archive, *, seed: int, overwrite: bool, watcher: Watcher) -> None:
     """Train the model that knows everyone and the one that never saw the people asked for, unless they are there."""
-    if not (world / "base").is_dir():
+    if overwrite or not (world / "base").is_dir():
         tokenizer = build_tokenizer(archive.texts())
-        save_model(build_llama(len(tokenizer), seed=seed, **SHAPE), tokenizer, world / "base")
+        save_model(build_llama(len(tokenizer), seed=seed, **SHAPE), tokenizer, world / "base", overwrite=True)
     for name, which in (("target", "full"), ("reference", "retain")):
         watcher.heading(f"{name}: trained on {'everyone' if name == 'target' else 'those who stay'}")
         data = world / "data"
@@ -182,4 +189,7 @@ def _train_world(world: Path, archive: Archive, *, seed: int, watcher: Watcher) 
             "data": {"train": str(data / f"train_{which}.jsonl"), "retain": str(data / "retain.jsonl"),
                      "template": "question"},
         }  # fmt: skip
-        train(TrainRecipe.build(settings), output_dir=world / name, resume=True, watcher=watcher)
+        train(
+            TrainRecipe.build(settings), output_dir=world / name, overwrite=overwrite, resume=not overwrite,
+            watcher=watcher,
+        )  # fmt: skip

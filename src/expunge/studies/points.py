@@ -15,7 +15,7 @@ from expunge.audit.metrics import compute_metrics
 from expunge.audit.protocol import Protocol
 from expunge.audit.records import Records
 from expunge.audit.store import read_records
-from expunge.claims import ClaimKind
+from expunge.claims import ATTACKS, ClaimKind
 from expunge.data.digests import data_digest
 from expunge.methods.registry import get_method
 from expunge.recipe import Recipe
@@ -58,7 +58,7 @@ def point(plan: Plan, document: AuditDocument, recipe: Recipe, *, seed: int, ste
         "seed": seed, "step": step, "new_examples": len(this.forget), "examples": len(this.so_far),
         "recipe_hash": recipe.hash, "run": str(path.relative_to(plan.folder)), "model_digest": after.digest,
         **{key: info.get(key) for key in ("seconds", "unlearning_seconds", "steps", "stopped")},
-        "before": _kept(roles["target"]), "after": _kept(after),
+        "attacks_run": list(document.attacks_run), "before": _kept(roles["target"]), "after": _kept(after),
     }  # fmt: skip
     if "reference" in roles:
         out["reference"] = _kept(roles["reference"])
@@ -75,6 +75,7 @@ def study_document(plan: Plan, points: Sequence[Mapping[str, Any]]) -> dict[str,
         "complete": len(points) == len(plan.runs), "method": method.to_dict(), "claim": str(method.claim),
         "protocol": None if plan.benchmark is None else plan.benchmark.protocol.to_dict(),
         "steps": len(plan.steps), "seeds": list(plan.seeds), "settings": dict(plan.settings), "axis": AXES[plan.kind],
+        "attacks_run": [name for name in ATTACKS if all(name in entry["attacks_run"] for entry in points)],
         "curves": _curves(plan.kind, points), "points": list(points), "notes": list(plan.notes),
         "environment": environment(), "seconds": round(sum(p["seconds"] or 0.0 for p in points), 3),
     }  # fmt: skip
@@ -92,7 +93,8 @@ def study_view(document: Mapping[str, Any], commands: Sequence[str] = ()) -> Stu
             ("Method", method["title"]), ("Steps", _ASKED[kind].format(n=document["steps"])),
             ("Seeds", ", ".join(map(str, document["seeds"]))), ("Took", duration(document["seconds"])),
         ],
-        not_shown=_NOT_SHOWN, environment=document["environment"], reproduce=commands,
+        not_tested=[name for name in ATTACKS if name not in document["attacks_run"]], not_shown=_NOT_SHOWN,
+        environment=document["environment"], reproduce=commands,
         unfinished="" if document["complete"] else done,
     )  # fmt: skip
 
@@ -101,14 +103,11 @@ _ASKED = {
     "scalability": "{n} growing forget sets, each unlearned from the same model",
     "sustainability": "{n} requests one after the other, each on the result of the one before",
 }
-_NOT_SHOWN = (
-    "Attacks on the models of the steps, unless their own reports list them.",
-    "How the curves would look with other settings: the recipe was the same at every step.",
-)
+_NOT_SHOWN = ("How the curves would look with other settings: the recipe was the same at every step.",)
 _ABOUT = {
     "forgetting": "Measured on everything asked up to each step; lines end at the last step that has a number.",
     "utility": "Measured on the same data at every step.",
-    "requests": "Each request on its own, from the step that unlearned it: a rising line has come back.",
+    "requests": "Each request on its own, from the step that unlearned it: where a line rises, it comes back.",
 }
 _HEADS = ("Seed", "Step", "Forget examples", "Tokens", "Forgetting: before", "after", "reference", "Utility: before",
           "after", "reference", "Optimiser steps", "Time", "Recipe")  # fmt: skip

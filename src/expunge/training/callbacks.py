@@ -111,7 +111,7 @@ class StopRule:
         Raises:
             KeyError: if the rule needs a retain set and the probe has none.
         """
-        if self._config.rule == "steps":
+        if self._config.rule != "utility_drop":
             return None
         now = values["retain.probability"]
         if self.start is None:

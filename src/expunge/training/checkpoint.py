@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from expunge.optim.rules import GradientRule
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -24,15 +26,16 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Checkpoint, *, keep: int
-) -> Path:
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, rule: GradientRule, state: Checkpoint, *,
+    keep: int,
+) -> Path:  # fmt: skip
     """Write a checkpoint under `folder` in one rename, then delete all but the newest `keep`."""
     final = folder / f"step-{state.step:08d}"
     partial = folder / f".partial-{state.step:08d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write(partial, module, optimizer, state)
+        _write(partial, module, optimizer, rule, state)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     except BaseException:
@@ -43,13 +46,16 @@ def save_checkpoint(
     return final
 
 
-def _write(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Checkpoint) -> None:
+def _write(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, rule: GradientRule, state: Checkpoint
+) -> None:
     from safetensors.torch import save_file
 
     moving = {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
     save_file(moving, folder / "weights.safetensors")
     with (folder / "optimizer.pt").open("wb") as file:  # opened here, so that a full disk is reported as one
-        torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, file)
+        saved = {"optimizer": optimizer.state_dict(), "rule": rule.state_dict(), "rng": torch.get_rng_state()}
+        torch.save(saved, file)
     (folder / "state.json").write_text(json.dumps(asdict(state)), "utf-8")
 
 
@@ -58,8 +64,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Checkpoint:
-    """Restore weights, optimiser and random state in place and return where the run stood.
+def load_checkpoint(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, rule: GradientRule | None = None
+) -> Checkpoint:
+    """Restore weights, optimiser, gradient rule and random state in place and return where the run stood.
 
     Raises:
         ValueError: if the checkpoint holds other parameters than those that may move now.
@@ -76,5 +84,7 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     if optimizer is not None:
         saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
+        if rule is not None:
+            rule.load_state_dict(saved["rule"])
         torch.set_rng_state(saved["rng"])
     return Checkpoint(**json.loads((path / "state.json").read_text("utf-8")))

@@ -9,15 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.models.adapters import LoraSettings
 from expunge.optim.config import MaskConfig, OptimizerConfig, ProximalConfig
+from expunge.optim.wrapper_config import WrapperConfig
 
 
 class StopConfig(BaseModel):
-    """When a run ends before its planned steps."""
+    """When a run ends before its planned steps, or with which of its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rule: Literal["steps", "utility_drop"] = Field(
-        "steps", description="steps: run them all; utility_drop: stop when the retain probability has fallen too far"
+    rule: Literal["steps", "utility_drop", "rewind"] = Field(
+        "steps",
+        description="steps: run them all; utility_drop: stop when the retain probability has fallen too far; rewind: "
+        "run them all, then go back to the epoch whose forget loss is closest to the loss of the holdout",
     )
     max_drop: float = Field(
         0.1, gt=0, lt=1, description="utility_drop: largest relative fall of the retain probability from its start"
@@ -49,6 +52,7 @@ class TrainingConfig(BaseModel):
     trainable: tuple[str, ...] = Field((), description="regular expressions of parameters that may move; empty: all")
     mask: MaskConfig = Field(default_factory=MaskConfig)
     proximal_l1: ProximalConfig | None = Field(None, description="make the linear layers sparse while training")
+    wrapper: WrapperConfig = Field(default_factory=WrapperConfig)
     stop: StopConfig = Field(default_factory=StopConfig)
     probe_every: int = Field(0, ge=0, description="steps between probes of the likelihoods; 0: once per epoch")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: once per epoch")
@@ -66,6 +70,14 @@ class TrainingConfig(BaseModel):
             raise ValueError(
                 f"mask.kind {self.mask.kind} says nothing about a fresh adapter, half of which is zero: "
                 "use wagle or random, or leave lora out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> TrainingConfig:
+        if self.wrapper.name == "weight_averaging" and self.stop.rule == "rewind":
+            raise ValueError(
+                "wrapper weight_averaging and stop.rule rewind exclude each other: both choose the weights"
             )
         return self
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import math
 import time
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from expunge.errors import Interrupted, RecipeError, TrainingDiverged
 from expunge.optim.factory import build_optimizer
 from expunge.optim.masks import WeightMasks
 from expunge.optim.proximal import ProximalL1, l1_weight
+from expunge.optim.rules import GradientRule
 from expunge.optim.scores import linear_weights
 from expunge.signals.head import output_head
 from expunge.signals.likelihood import Scorer
@@ -24,19 +27,30 @@ from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
 from expunge.training.precision import quiet_dropout
+from expunge.training.rewind import ErrorProbe, Rewinder
 from expunge.training.schedule import learning_rate
-from expunge.training.step import GradientRule, NotFinite, PlainGradient, Stepper
+from expunge.training.step import NotFinite, Stepper
 from expunge.training.task import Group, Task
+from expunge.training.wrapping import build_rule
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a run ended: optimiser steps done, seconds, why it stopped early ("" if it did not), last loss parts."""
+    """How a run ended.
+
+    Attributes:
+        steps: optimiser steps done.
+        seconds: spent on them.
+        stopped: why it ended early; "" if it did not.
+        losses: parts of the last step.
+        notes: what else the report shall print, such as the epoch a run was rewound to.
+    """
 
     steps: int
     seconds: float
     stopped: str
     losses: Mapping[str, float]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -51,12 +65,14 @@ class Trainer:
         probe: measures the model before the first step, on a schedule, and after the last step.
         callbacks: watch the run.
         masks: weights that stay as they are, bit for bit.
-        rule: how the gradient of a step is formed from its losses; default: their sum's.
+        rule: how the gradient of a step is formed from its losses; default: what `config.wrapper` names.
+        errors: measures what rewinding compares; needed if `config` asks for it.
         seed: of what the optimiser draws.
         keep_last: save a checkpoint after the last step too, for a procedure in which another run follows.
 
     Raises:
-        RecipeError: if `config` asks for a mask and there is none, or for sparse layers and none may move.
+        RecipeError: if `config` asks for a mask and there is none, for sparse layers and none may move, or for
+            rewinding and nothing is given to measure.
     """
 
     def __init__(
@@ -71,6 +87,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         masks: WeightMasks | None = None,
         rule: GradientRule | None = None,
+        errors: ErrorProbe | None = None,
         seed: int = 0,
         keep_last: bool = False,
     ) -> None:
@@ -82,7 +99,8 @@ class Trainer:
         self._accelerator = Accelerator(cpu=device.type == "cpu")
         self._stop = StopRule(config.stop)
         self._step, self._spent, self._last_saved = 0, 0.0, -1
-        self._masks, self._rule, self._seed, self._keep_last = masks, rule or PlainGradient(), seed, keep_last
+        self._masks, self._given_rule, self._seed, self._keep_last = masks, rule, seed, keep_last
+        self._rewinder = _rewinder(config, errors, folder)
         if config.mask.kind != "none" and masks is None:
             raise RecipeError(
                 "this procedure chooses no single weights", field="training.mask.kind", value=config.mask.kind,
@@ -102,21 +120,26 @@ class Trainer:
         if config.gradient_checkpointing:
             self._model.gradient_checkpointing_enable()  # type: ignore[operator]
         optimizer = build_optimizer(self._model, config.optimizer, learning_rate=config.learning_rate)
-        per_epoch = len(task.steps(0))
-        total = min(config.max_steps or math.inf, config.epochs * per_epoch)
+        ends = list(accumulate(len(task.steps(epoch)) for epoch in range(config.epochs)))
+        total = min(config.max_steps or ends[-1], ends[-1])
+        rule = self._given_rule or build_rule(config.wrapper, self._model, steps=total)
         if resume:
-            self._restore(optimizer)
+            self._restore(optimizer, rule)
+        if self._rewinder is not None:
+            self._rewinder.begin(self._step)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._callbacks.append(JsonlLog(self._folder / "metrics.jsonl", start_step=self._step))
-        stepper = self._stepper(optimizer)
+        stepper = self._stepper(optimizer, rule)
         with catch_interrupt() as flag, quiet_dropout(self._model, keep=config.dropout):
-            result = self._loop(stepper, optimizer, int(total), per_epoch, flag)
+            result = self._loop(stepper, optimizer, total, ends, flag)
+        if self._rewinder is not None:
+            result = self._rewind(self._rewinder, result)
         if self._keep_last:
-            self._save(optimizer)
+            self._save(optimizer, rule)
         return result
 
-    def _stepper(self, raw: torch.optim.Optimizer) -> Stepper:
+    def _stepper(self, raw: torch.optim.Optimizer, rule: GradientRule) -> Stepper:
         # Hooks run in the order they were registered: the masks undo whatever else moved a weight that stays.
         if self._proximal is not None:
             self._proximal.attach(raw)
@@ -125,26 +148,24 @@ class Trainer:
         scorer, optimizer = self._accelerator.prepare(Scorer(self._model), raw)
         return Stepper(
             self._task, self._config, scorer=scorer, optimizer=optimizer, raw=raw, accelerator=self._accelerator,
-            rule=self._rule, masks=self._masks, pad_id=self._pad_id, seed=self._seed,
+            rule=rule, masks=self._masks, pad_id=self._pad_id, seed=self._seed,
         )  # fmt: skip
 
     def _loop(
-        self, stepper: Stepper, optimizer: torch.optim.Optimizer, total: int, per_epoch: int, flag: InterruptFlag
+        self, stepper: Stepper, optimizer: torch.optim.Optimizer, total: int, ends: Sequence[int], flag: InterruptFlag
     ) -> TrainingResult:
         started, losses, stopped = time.perf_counter() - self._spent, dict[str, float](), ""
-        probe_every = self._config.probe_every or per_epoch
-        save_every = self._config.save_every or per_epoch
         if self._step == 0:
             self._measure(0)
         steps: Sequence[Sequence[Group]] = ()
         epoch = -1
         while self._step < total and not stopped:
-            if self._step // per_epoch != epoch:
-                epoch = self._step // per_epoch
+            if bisect_right(ends, self._step) != epoch:
+                epoch = bisect_right(ends, self._step)
                 steps = self._begin_epoch(epoch)
             rate = learning_rate(self._step, total, self._config)
             try:
-                done = stepper.run(steps[self._step % per_epoch], step=self._step, rate=rate)
+                done = stepper.run(steps[self._step - ends[epoch] + len(steps)], step=self._step, rate=rate)
             except NotFinite as error:
                 raise self._diverged(error) from None
             self._step += 1
@@ -152,13 +173,23 @@ class Trainer:
             info = StepInfo(self._step, total, epoch, losses, rate, done.grad_norm, self._spent, done.extra)
             for callback in self._callbacks:
                 callback.on_step(info)
-            if self._step % probe_every == 0 or self._step == total:
+            if self._step == total:
+                stepper.rule.finish(stepper.moving)
+            if self._due(self._config.probe_every, ends) or self._step == total:
                 stopped = self._measure(self._step) or ""
-            if self._step % save_every == 0 and self._step < total:
-                self._save(optimizer)
+            if self._rewinder is not None and (self._step in ends or self._step == total):
+                self._tell(self._step, self._rewinder.on_epoch(self._model, self._step))
+            if self._due(self._config.save_every, ends) and self._step < total:
+                self._save(optimizer, stepper.rule)
             if flag.requested and self._step < total:
-                self._interrupt(optimizer)
+                self._interrupt(optimizer, stepper.rule)
+        if stopped and self._step < total:
+            stepper.rule.finish(stepper.moving)
         return TrainingResult(self._step, self._spent, stopped, losses)
+
+    def _due(self, every: int, ends: Sequence[int]) -> bool:
+        """Return whether something that happens every so many steps (0: at the end of each epoch) happens now."""
+        return self._step % every == 0 if every else self._step in ends
 
     def _begin_epoch(self, epoch: int) -> Sequence[Sequence[Group]]:
         settings = self._config.proximal_l1
@@ -172,28 +203,37 @@ class Trainer:
         if self._probe is None:
             return None
         values = self._probe(self._model)
-        for callback in self._callbacks:
-            callback.on_probe(step, values)
+        self._tell(step, values)
         return self._stop.reason(values)
 
-    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        for callback in self._callbacks:
+            callback.on_probe(step, values)
+
+    def _rewind(self, rewinder: Rewinder, result: TrainingResult) -> TrainingResult:
+        """Put the chosen epoch's weights back and say so."""
+        choice = rewinder.restore(self._model)
+        self._tell(self._step, {"rewind.step": choice.step, "rewind.target_nll": choice.target_nll})
+        return replace(result, notes={**result.notes, "rewind": choice.to_dict()})
+
+    def _save(self, optimizer: torch.optim.Optimizer, rule: GradientRule) -> None:
         if self._folder is None or self._last_saved == self._step or not self._accelerator.is_main_process:
             return
         state = Checkpoint(self._step, self._spent, self._task.state_dict(), self._stop.start)
         keep = self._config.keep_checkpoints
-        save_checkpoint(self._folder / "checkpoints", self._model, optimizer, state, keep=keep)
+        save_checkpoint(self._folder / "checkpoints", self._model, optimizer, rule, state, keep=keep)
         self._last_saved = self._step
 
-    def _restore(self, optimizer: torch.optim.Optimizer) -> None:
+    def _restore(self, optimizer: torch.optim.Optimizer, rule: GradientRule) -> None:
         found = checkpoints(self._folder / "checkpoints") if self._folder is not None else []
         if found:
-            state = load_checkpoint(found[-1], self._model, optimizer)
+            state = load_checkpoint(found[-1], self._model, optimizer, rule)
             self._step, self._spent, self._last_saved = state.step, state.seconds, state.step
             self._stop.start = state.stop_start
             self._task.load_state_dict(state.task)
 
-    def _interrupt(self, optimizer: torch.optim.Optimizer) -> None:
-        self._save(optimizer)
+    def _interrupt(self, optimizer: torch.optim.Optimizer, rule: GradientRule) -> None:
+        self._save(optimizer, rule)
         where = "its state is saved" if self._folder is not None else "nothing was written"
         raise Interrupted(f"interrupted after step {self._step}; {where}", remedy="Go on with --resume")
 
@@ -208,6 +248,17 @@ class Trainer:
             f"{error} at step {self._step + 1}; {kept}", field="training.learning_rate",
             value=self._config.learning_rate, remedy="Lower it, or bound the forget objective (npo, simnpo)",
         )  # fmt: skip
+
+
+def _rewinder(config: TrainingConfig, errors: ErrorProbe | None, folder: Path | None) -> Rewinder | None:
+    if config.stop.rule != "rewind":
+        return None
+    if errors is None:
+        raise RecipeError(
+            "this procedure has no forget set and holdout to compare", field="training.stop.rule", value="rewind",
+            remedy="Use steps, or a method of gradient steps on a forget set",
+        )  # fmt: skip
+    return Rewinder(errors, None if folder is None else folder / "rewind")
 
 
 def _proximal(model: nn.Module, config: TrainingConfig) -> ProximalL1 | None:

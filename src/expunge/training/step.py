@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.objectives.targets import sampled_label_nll
 from expunge.optim.clipped import ClippedOptimizer
 from expunge.optim.masks import WeightMasks
+from expunge.optim.rules import GradientRule
 from expunge.optim.sophia import Sophia
 from expunge.signals.likelihood import Scorer, TokenRequest
 from expunge.training.config import TrainingConfig
@@ -33,40 +34,6 @@ class NotFinite(ArithmeticError):
     def __init__(self, what: str, value: float) -> None:
         super().__init__(f"the {what} became {value}")
         self.what, self.value = what, value
-
-
-class Backward(Protocol):
-    """Adds to `.grad` the gradient of the whole step's loss, over all its micro-batches, at the present weights."""
-
-    def __call__(self, parts: Collection[str] | None = None) -> dict[str, float]:
-        """Backpropagate the named parts of the loss, or all of them; return every part's value.
-
-        The gradients of weights that a mask holds still are 0 afterwards.
-        """
-
-
-class GradientRule(Protocol):
-    """How the gradient of a step is formed from its losses; wrappers such as sharpness-aware steps are rules."""
-
-    def gradients(self, backward: Backward, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
-        """Leave the step's gradient in `.grad` and return the loss parts at the weights the step began with.
-
-        `.grad` is None at the start. `backward` may be called any number of times, with the weights moved in between,
-        as long as they end where they began; the rule clears `.grad` itself between calls that shall not add up.
-
-        Args:
-            backward: see `Backward`.
-            parameters: all that may move.
-        """
-
-
-class PlainGradient:
-    """The gradient of the sum of all parts."""
-
-    def gradients(self, backward: Backward, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
-        """Backpropagate once; see `GradientRule.gradients`."""
-        del parameters
-        return backward()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +76,9 @@ class Stepper:
         seed: int,
     ) -> None:
         self._task, self._config, self._scorer, self._accelerator = task, config, scorer, accelerator
-        self._optimizer, self._raw, self._rule, self._masks = optimizer, raw, rule, masks
+        self._optimizer, self._raw, self.rule, self._masks = optimizer, raw, rule, masks
         self._pad_id, self._seed = pad_id, seed
-        self._moving = [p for p in scorer.parameters() if p.requires_grad]
+        self.moving = [p for p in scorer.parameters() if p.requires_grad]
         self._watched: dict[str, float] = {}
 
     def run(self, groups: Sequence[Group], *, step: int, rate: float) -> StepOutcome:
@@ -132,12 +99,13 @@ class Stepper:
             self._estimate_curvature(self._raw, groups, step)
         self._optimizer.zero_grad(set_to_none=True)
         self._watched = {}
-        losses = self._rule.gradients(partial(self._backward, groups), self._moving)
+        losses = self.rule.gradients(partial(self._backward, groups), self.moving, step=step)
         limit = self._config.max_grad_norm if self._config.max_grad_norm is not None else math.inf
-        norm = float(self._accelerator.clip_grad_norm_(self._moving, limit))
+        norm = float(self._accelerator.clip_grad_norm_(self.moving, limit))
         if not math.isfinite(norm):
             raise NotFinite("gradient norm", norm)
         self._optimizer.step()
+        self.rule.after_step(self.moving, step=step + 1)
         return StepOutcome(losses, norm, self._extra())
 
     def _extra(self) -> dict[str, float]:
@@ -146,8 +114,8 @@ class Stepper:
             extra["clip_fraction"] = share
         return extra
 
-    def _backward(self, groups: Sequence[Group], parts: Collection[str] | None = None) -> dict[str, float]:
-        """See `Backward`."""
+    def _backward(self, groups: Sequence[Group], parts: Container[str] | None) -> dict[str, float]:
+        """See `optim.rules.Backward`."""
         counts, world = Counts.of(groups), self._accelerator.num_processes
         minimised: dict[str, float] = {}
         watched: dict[str, float] = {}
@@ -155,11 +123,12 @@ class Stepper:
             with wait, self._autocast():
                 found = self._task.losses(self._scorer, micro, counts)
                 chosen = [p for name, p in found.items() if p.requires_grad and (parts is None or name in parts)]
-                loss: Tensor = torch.stack(chosen).sum()
-            if not bool(torch.isfinite(loss)):
-                raise NotFinite("loss", float(loss.detach()))
-            # Distributed wrappers average gradients over processes; the shares must be summed.
-            self._accelerator.backward(loss * world)
+                loss = torch.stack(chosen).sum() if chosen else None
+            if loss is not None:
+                if not bool(torch.isfinite(loss)):
+                    raise NotFinite("loss", float(loss.detach()))
+                # Distributed wrappers average gradients over processes; the shares must be summed.
+                self._accelerator.backward(loss * world)
             for name, part in found.items():
                 into = minimised if part.requires_grad else watched
                 into[name] = into.get(name, 0.0) + float(part.detach())
