@@ -28,7 +28,7 @@ ARCHIVE = (
 )  # fmt: skip
 MODEL = "ft_epoch5_lr1e-05_llama2-7b_{}_wd0.01.json"
 PEOPLE, EPOCHS = 20, 12
-ASCENT = {"learning_rate": 3e-3, "epochs": 10}
+ASCENT = {"learning_rate": 2e-3, "epochs": 8}
 
 Metrics = Mapping[str, Estimate]
 
@@ -103,7 +103,8 @@ def archive_table() -> str:
         Trainer(model, FineTuneTask(items, batch_size=16, seed=0), config, pad_id=encoder.pad_id).run()
         if which == "full":
             forget = archive.training_examples("forget10")
-            model = unlearn(model, encoder.tokenizer, forget=forget, method="ga", training=ASCENT, template="question").model
+            pushed = unlearn(model, encoder.tokenizer, forget=forget, method="ga", training=ASCENT, template="question")
+            model = pushed.model
         records[which] = collect(model, encoder, data.sets, config=settings(("*",), "fixed"), protocol=data.protocol)
 
     def column(variant: str) -> Metrics:

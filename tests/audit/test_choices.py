@@ -117,12 +117,13 @@ def test_a_single_token_choice_costs_one_forward_per_question(machine, questions
     assert all(n == 1 for got in found for n in got.n_tokens)
 
 
-def test_letters_of_several_tokens_are_summed(questions):
+def test_letters_of_several_tokens_are_summed_and_still_cost_one_forward(questions, monkeypatch):
     tokenizer = build_tokenizer(["xyz" * 20], vocab_size=300)  # too few merges for " A"
     encoder = Encoder(tokenizer, template="question", max_length=512)
     assert len(tokenizer(" A")["input_ids"]) > len(tokenizer("")["input_ids"]) + 1
     model = build_llama(len(tokenizer), hidden_size=16, layers=1, context=512)
     made = QuestionSet(questions=questions)
+    monkeypatch.setattr(room, "score", lambda *args, **options: pytest.fail("they differ in their last token only"))
     found = score_choices(model, encoder, {"quiz": made})
     assert all(n > 1 for got in found for n in got.n_tokens)
     for got, question in zip(found, questions, strict=True):

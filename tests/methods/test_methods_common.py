@@ -123,7 +123,7 @@ def test_forget_likelihood_falls_and_retain_loss_stays_bounded(
 
 
 def test_only_declared_parameters_change(method: Method, setting: Setting, target: nn.Module) -> None:
-    start = weights(setting.fresh() if "base_model" in method.card.needs else target)
+    start = weights(setting.fresh() if method.card.claim == ClaimKind.EXACT else target)
     training = {"trainable": [r"layers\.1\.mlp"]}
     end = weights(run(method, setting.context(target, training)))
     moved = {name for name in start if not torch.equal(start[name], end[name])}
@@ -133,7 +133,7 @@ def test_only_declared_parameters_change(method: Method, setting: Setting, targe
 def test_lora_changes_only_its_adapter_and_loads_again(
     method: Method, setting: Setting, target: nn.Module, tmp_path: Path
 ) -> None:
-    start = weights(setting.fresh() if "base_model" in method.card.needs else target)
+    start = weights(setting.fresh() if method.card.claim == ClaimKind.EXACT else target)
     model = run(method, setting.context(target, {"lora": LoraSettings(r=2)}))
     assert is_lora(model)
     base = {name: p for name, p in weights(model).items() if "lora_" not in name}

@@ -199,7 +199,7 @@ def test_requests_that_share_examples_are_noted(tmp_path: Path, settings: dict[s
 
 
 def test_the_fictitious_study_takes_a_given_model(tmp_path: Path, settings: dict[str, Any]) -> None:
-    own = {**settings, "seed": 1, "data": {}}
+    own = {**settings, "seed": 1, "data": {}, "training": {**settings["training"], "epochs": 1}}
     study = run_criterion(
         "fictitious", "sustainability", own, folder=tmp_path / "study", people=10, requests=2
     )  # fmt: skip

@@ -50,6 +50,8 @@ def print_results(console: Console, view: ReportView, *, all_metrics: bool = Fal
     _print_absent(console, absent)
     for reason, found in _without_interval(view, shown).items():
         console.print(Text(f"no interval for {len(found)} of the rows: {reason}", style="dim"))
+    for caveat, found in _caveats(view, shown).items():
+        console.print(Text(f"{', '.join(found)}: {caveat}", style="yellow"))
     hidden = len(_ordered(view)) - len(shown) - sum(len(found) for found in absent.values())
     if hidden > 0:
         console.print(Text(f"{hidden} more metrics: --all-metrics, or the report", style="dim"))
@@ -168,6 +170,16 @@ def _without_interval(view: ReportView, shown: Sequence[str]) -> dict[str, list[
         reasons = [str(entry["reason"]) for entry in entries if entry.get("value") is not None and entry.get("reason")]
         if reasons:
             found.setdefault(reasons[0], []).append(metric)
+    return found
+
+
+def _caveats(view: ReportView, shown: Sequence[str]) -> dict[str, list[str]]:
+    """Return the metrics whose numbers must be read with a caveat, by caveat."""
+    found: dict[str, list[str]] = {}
+    for metric in shown:
+        for caveat in dict.fromkeys(model.metrics.get(metric, {}).get("caveat") for model in view.models.values()):
+            if caveat:
+                found.setdefault(str(caveat), []).append(metric)
     return found
 
 

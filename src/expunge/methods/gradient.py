@@ -294,7 +294,8 @@ def _all_masks(context: MethodContext, parts: Parts, model: nn.Module, fixed: Ma
             pad_id=context.pad_id, seed=context.seed,
         )  # fmt: skip
 
-    return intersection(fixed, kept(context.folder / "masks.safetensors" if context.folder else None, build))
+    path = context.folder / "masks.safetensors" if context.folder else None
+    return intersection(fixed, kept(path, build, resume=context.resume))
 
 
 def token_loss(

@@ -142,10 +142,9 @@ def _round(
 ) -> Masks:
     """Prune once more and recover; a resumed run goes on with the masks and weights it had."""
     folder = context.folder / f"prune-{done}" if context.folder else None
-    share = 1.0 - sparsity_after(done, rounds=config.rounds, sparsity=config.sparsity)
-    masks = kept(
-        folder / "masks.safetensors" if folder else None, lambda: _masks(config, context, model, retain, share)
-    )
+    share = round(1.0 - sparsity_after(done, rounds=config.rounds, sparsity=config.sparsity), 12)
+    path = folder / "masks.safetensors" if folder else None
+    masks = kept(path, lambda: _masks(config, context, model, retain, share), resume=context.resume)
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from expunge.methods.weights import choose_parameters
 from expunge.objectives.likelihood import negative_log_likelihood
 from expunge.objectives.reduction import Reduction, reduce_tokens
 from expunge.objectives.targets import bounded_ascent
-from expunge.signals.likelihood import Scorer, TokenRequest, TokenValues, label_logp
+from expunge.signals.likelihood import Scorer, label_logp
 from expunge.signals.reference import ReferenceCache
 from expunge.training.config import StopConfig, TrainingConfig
 from expunge.training.loop import Trainer
@@ -182,8 +181,8 @@ class Scrub(Method):
             "whole retain set it would cost many times the max epoch.",
             "The original's last hidden states are cached once instead of keeping a second model.",
         ),
-        defaults_source="released small-scale configuration: alpha 0.5, gamma 1, T 2, 3 max epochs of 10; learning rate "
-        "and batch of gradient difference",
+        defaults_source="released small-scale configuration: alpha 0.5, gamma 1, T 2, 3 max epochs of 10; learning "
+        "rate and batch of gradient difference",
         notes="Over-unlearns where privacy is the aim: use scrub_r, or training.stop.rule: rewind.",
     )
 

@@ -55,9 +55,9 @@ def choose_parameters(model: nn.Module, training: TrainingConfig, seed: int) -> 
     return model
 
 
-def kept(path: Path | None, build: Callable[[], Masks]) -> Masks:
-    """Return the masks in a file, or build and write them: they are chosen once, by the original model."""
-    if path is not None and path.exists():
+def kept(path: Path | None, build: Callable[[], Masks], *, resume: bool) -> Masks:
+    """Return the masks a resumed run was begun with, or build and write them: the original model chooses them, once."""
+    if path is not None and resume and path.exists():
         return load_masks(path)
     masks = build()
     if path is not None:
