@@ -7,14 +7,17 @@ import importlib.util
 import json
 import random
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from expunge.audit.choice_metrics import credit
 from expunge.audit.choices import score_choices
 from expunge.audit.config import AuditConfig
+from expunge.audit.exact_answer import harness_equal
 from expunge.audit.lm_eval_results import from_results
 from expunge.audit.metrics import card_for, compute_metrics
 from expunge.audit.protocol import Protocol
@@ -151,6 +154,32 @@ def test_a_limit_and_one_item(machine, tasks):
     found = run_lm_eval(*machine, tasks[:1], limit=1).estimates["lm_eval.quiz_letters.acc"]
     assert (found.n, found.ci_low) == (1, None)
     assert "standard error" in found.reason
+
+
+@needs_harness
+def test_paper_counts_gsm8k_answers_as_the_harness_does():
+    extraction = pytest.importorskip("lm_eval.filters.extraction")
+    exact = pytest.importorskip("lm_eval.api.metrics").exact_match_fn
+    path = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks/gsm8k/gsm8k.yaml"
+    task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    filters = {
+        part["name"]: extraction.RegexFilter(**{k: v for k, v in part["filter"][0].items() if k != "function"})
+        for part in task["filter_list"]
+    }
+    options = {k: task["metric_list"][0][k] for k in ("ignore_case", "ignore_punctuation", "regexes_to_ignore")}
+    draw, hits = random.Random(0), 0
+    parts = ["#### ", "####", "18", "1,8", "$", "-", ".", "...", " ", "\n", "42", "18.0", "is "]
+    for _ in range(1500):
+        said, target = (
+            "".join(draw.choices(parts, k=draw.randrange(6))),
+            f"<<9*2=18>>\n#### {draw.choice(['18', '-42'])}",
+        )
+        for name, flexible in (("strict-match", False), ("flexible-extract", True)):
+            found = next(iter(filters[name].apply([[said]], [{}])))[0]
+            theirs = exact(predictions=[found], references=[target], **options)["exact_match"]
+            assert harness_equal(said, target, flexible=flexible) == bool(theirs), (said, target)
+            hits += bool(theirs)
+    assert hits > 30
 
 
 def test_unknown_tasks_are_named_without_the_list_of_thousands():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expunge.api.from_records import audit_records
+from expunge.api.from_records import audit_records, name_records
 from expunge.audit.config import AuditConfig
 from expunge.audit.document import to_json
 from expunge.audit.metrics import compute_metrics
@@ -329,6 +329,72 @@ def test_a_protocol_survives_the_document(save):
     assert Protocol.from_dict(document.protocol).roles["world_facts"] == "options"
     with pytest.raises(InputDataError, match="not a protocol"):
         Protocol.from_dict({"name": "x"})
+
+
+# --- OpenUnlearning ---------------------------------------------------------------------------------------------------
+
+
+def scores(losses):
+    return {"agg_value": 0.5, "value_by_index": {str(i): {"prob": 0.5, "avg_loss": one} for i, one in losses.items()}}
+
+
+def open_log():
+    said = {"input": "q", "generation": "Ann", "ground_truth": "Ann wrote", "rougeL_recall": 0.5}
+    out = {}
+    for prefix in ("forget", "retain", "ra", "wf"):
+        out[f"{prefix}_Q_A_Prob"] = scores({0: 0.5, 1: 0.7})
+        out[f"{prefix}_Q_A_PERT_Prob"] = scores({0: [1.0, 2.0, 3.0], 1: [1.0, 1.0, 1.0]})
+        out[f"{prefix}_Q_A_ROUGE"] = {"agg_value": 0.5, "value_by_index": {"0": said, "1": said}}
+    for prefix in ("forget", "retain"):
+        out[f"{prefix}_Q_A_PARA_Prob"] = scores({0: 0.6, 1: 0.8})
+    stated = {"extraction_strength": 0.25, "mia_min_k": 0.9, "privleak": -12.5, "forget_quality": None}
+    return out | {name: {"agg_value": value} for name, value in stated.items()}
+
+
+def test_an_openunlearning_log(save):
+    names = ("forget.*", "model_utility", "membership.min_k.auc", "privleak", "forget_quality")
+    path = save(open_log(), "TOFU_EVAL.json")
+    found = audited({"m": path.parent}, metrics=names, compat="openunlearning", min_k=0.4)["m"]
+    ratios = [math.exp(-2.0) / (math.exp(-0.6) + 1e-10), math.exp(-1.0) / (math.exp(-0.8) + 1e-10)]
+    assert found["forget.truth_ratio"].value == pytest.approx(sum(ratios) / 2)
+    assert found["forget.probability"].value == pytest.approx((math.exp(-0.5) + math.exp(-0.7)) / 2)
+    wrong = (sum(math.exp(-x) for x in (1, 2, 3)), 3 * math.exp(-1))
+    options = np.mean([math.exp(-a) / (math.exp(-a) + b) for a, b in zip((0.5, 0.7), wrong, strict=True)])
+    plain = np.mean([1 - math.exp(-2.0 + 0.5), 1 - math.exp(-1.0 + 0.7)])
+    retain = [np.mean(np.exp([-0.5, -0.7])), 0.5, np.mean([1 - math.exp(-2.0 + 0.6), 1 - math.exp(-1.0 + 0.8)])]
+    nine = [*retain, *(2 * [options, 0.5, plain])]
+    assert found["model_utility"].value == pytest.approx(9 / sum(1 / x for x in nine), rel=1e-6)
+    stated = values(found, "forget.extraction_strength", "membership.min_k.auc", "privleak")
+    assert stated == [0.25, 0.9, -12.5]
+    assert all(found[name].caveat for name in ("forget.extraction_strength", "membership.min_k.auc", "privleak"))
+    assert found["forget_quality"].value is None
+
+
+def test_null_items_of_an_openunlearning_log_are_left_out_and_bad_ones_refused(save):
+    some = open_log()
+    some["forget_Q_A_Prob"]["value_by_index"]["1"] = None
+    found = audited({"m": save(some)}, metrics=("forget.probability",))["m"]["forget.probability"]
+    assert (found.value, found.n) == (pytest.approx(math.exp(-0.5)), 1)
+    some["forget_Q_A_Prob"]["value_by_index"]["1"] = {"prob": 0.5}
+    with pytest.raises(InputDataError, match="forget_Q_A_Prob, item 1"):
+        load_records(save(some))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_named_by_what_tells_them_apart(tmp_path):
+    logs = [f"{model}/eval_results/ds_size300/eval_log_aggregated.json" for model in ("ga", "npo", "reference")]
+    for log_path in logs:
+        (tmp_path / log_path).parent.mkdir(parents=True)
+        (tmp_path / log_path).touch()
+    named = name_records([tmp_path / log_path for log_path in logs])
+    assert list(named) == ["ga", "npo", f"{tmp_path.name}-reference"]
+    (tmp_path / "a/x").mkdir(parents=True)
+    (tmp_path / "b/x").mkdir(parents=True)
+    assert list(name_records([tmp_path / "a/x", tmp_path / "b/x", tmp_path / "a"])) == ["a-x", "b-x", "a"]
+    with pytest.raises(InputDataError, match="given twice"):
+        name_records([tmp_path / "a", tmp_path / "a"])
 
 
 # --- MUSE -------------------------------------------------------------------------------------------------------------

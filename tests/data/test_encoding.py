@@ -182,7 +182,7 @@ def test_template_ids_differ_with_the_text() -> None:
     chats = [byte_level(chat=CHAT_TEMPLATE), byte_level(chat=CHAT_TEMPLATE + " ")]
     ids = {Encoder(tokenizer, max_length=9).template_id for tokenizer in chats}
     ids |= {resolve_template(name, byte_level()).template_id for name in NAMES if name != "chat"}
-    assert len(ids) == 5  # two chats, raw, llama2, and auto = question
+    assert len(ids) == 7  # two chats, raw, llama2, the two of TOFU, and auto = question
     assert resolve_template("auto", byte_level()) == resolve_template("question", byte_level())
 
 

@@ -21,9 +21,8 @@ from expunge.api.workspace import (
     read_reference,
     release,
 )
-from expunge.audit.document import AuditDocument, ModelEntry, ModelRole, environment, estimates, write_json
-from expunge.audit.estimate import Estimate
-from expunge.audit.lm_eval_adapter import run_lm_eval
+from expunge.audit.document import AuditDocument, ModelEntry, ModelRole, environment, estimates, model_entry, write_json
+from expunge.audit.lm_eval_adapter import HarnessRun, run_lm_eval
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Policy, Verdict
 from expunge.audit.protocol import Protocol, default_protocol
@@ -149,7 +148,7 @@ class _Audit:
     ) -> None:
         self._recipe, self._subject, self._watcher, self._folder = recipe, subject, watcher, records
         self._data, self._tasks = subject.data, tuple(lm_eval)
-        self._harness: dict[str, dict[str, Estimate]] = {}
+        self._harness: dict[str, HarnessRun] = {}
 
     def open(self, source: str) -> Opened:
         """Load one model with the encoder that belongs to it."""
@@ -168,17 +167,27 @@ class _Audit:
         reference = self._reference(measurer)
         verdicts = []
         for name, (own, records) in measured.items():
-            metrics = estimate(own, records, reference) | self._harness.get(name, {})
+            metrics = estimate(own, records, reference)
             role, method = _made_by(name, recipe.models[name])
-            made = entry(records, metrics, role=role, method=method)
+            made = self._with_harness(name, entry(records, metrics, role=role, method=method))
             entries[name] = made.model_copy(update={"path": recipe.models[name]})
             verdicts += _verdicts(recipe.policy, entries[name], name if len(measured) > 1 else "")
         if reference is not None:
-            metrics = estimate(measurer, reference, reference) | self._harness.get(REFERENCE, {})
-            entries[REFERENCE] = entry(reference, metrics, role="reference")
+            made = entry(reference, estimate(measurer, reference, reference), role="reference")
+            entries[REFERENCE] = self._with_harness(REFERENCE, made)
         entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[1].role, len(_ORDER))))
         found = document(measurer, entries)
         return found.model_copy(update={"policy": policy_dict(recipe.policy, verdicts)}), verdicts
+
+    def _with_harness(self, name: str, made: ModelEntry) -> ModelEntry:
+        """Add what lm-evaluation-harness found on a model, with the versions of its tasks."""
+        found = self._harness.get(name)
+        if found is None:
+            return made
+        extra = model_entry(found.estimates)
+        return made.model_copy(
+            update={"metrics": made.metrics | extra.metrics, "meta": made.meta | {"lm_eval": found.meta()}}
+        )
 
     def _config(self, source: str) -> ModelConfig:
         own = source == self._recipe.model.path
@@ -195,7 +204,7 @@ class _Audit:
         if self._tasks:
             self._watcher.stage(f"Running {', '.join(self._tasks)} on {name}")
             tokenizer, limit = opened.encoder.tokenizer, self._recipe.audit.limit
-            self._harness[name] = dict(run_lm_eval(opened.model, tokenizer, self._tasks, limit=limit).estimates)
+            self._harness[name] = run_lm_eval(opened.model, tokenizer, self._tasks, limit=limit)
         del opened
         release()
         return measurer, records

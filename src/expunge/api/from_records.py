@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from expunge.audit.statistics import Unavailable
 from expunge.errors import InputDataError, RecipeError
 
 REFERENCE = "reference"
+#: Parts of a path that tell nothing of the model.
+_GENERIC = re.compile(
+    r"\w*eval_log_aggregated|eval_results|ds_size\d+|records|model|privleak|log|log_scores_only|auc|agg"
+)
 _KEPT = ("source", "format", "notes", "template", "max_length", "dtype", "settings", "counts", "data")
 
 
@@ -56,6 +61,29 @@ def audit_records(
     their_auc = None if held is None else _member_high_auc(held, _metrics(held, shared, config, held), config)
     entries = {name: _entry(name, found, shared, config, held, their_auc) for name, found in known.items()}
     return AuditDocument(environment=environment(), protocol=shared.to_dict(), models=entries)
+
+
+def name_records(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return paths by a name for the model of each: the last part of the path that tells something, or several.
+
+    Raises:
+        InputDataError: if a path is given twice.
+    """
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise InputDataError("a path is given twice", field="--from-records", remedy="Give each once")
+    parts = {path: _telling_parts(path) for path in paths}
+    names = {path: one[-1] for path, one in parts.items()}
+    for depth in range(2, 1 + max((len(one) for one in parts.values()), default=0)):
+        taken = [*names.values(), REFERENCE]
+        names = {path: "-".join(parts[path][-depth:]) if taken.count(n) > 1 else n for path, n in names.items()}
+    return {name: path for path, name in names.items()}
+
+
+def _telling_parts(path: Path) -> list[str]:
+    """Return the parts of a path without those that every model's path has; equal ones are kept apart by the others."""
+    whole = path.absolute()
+    parts = [*whole.parts[1:-1], whole.stem if path.is_file() else whole.name]
+    return [part for part in parts if not _GENERIC.fullmatch(part)] or parts
 
 
 def _shared_protocol(records: Mapping[str, Records]) -> Protocol:
@@ -132,6 +160,7 @@ def _stated(records: Records, name: str, config: AuditConfig) -> Mapping[str, An
     published: Mapping[str, Mapping[str, Any]] = records.meta.get("published", {})
     keys = {
         "membership.min_k.auc": f"membership.min_k@{config.min_k:g}.auc",
+        "membership.min_k_plus_plus.auc": f"membership.min_k_plus_plus@{config.min_k:g}.auc",
         "privleak_auc": f"membership.min_k@{config.privleak_k:g}.auc",
     }
     found = published.get(keys.get(name, name))

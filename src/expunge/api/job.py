@@ -135,6 +135,12 @@ def _check_needs(recipe: Recipe) -> None:
             f"method {card.name!r} needs the model that never saw the data", field="model.base",
             remedy="Give --base DIR",
         )  # fmt: skip
+    if "holdout" in needs and recipe.data.holdout is None:
+        raise RecipeError(
+            f"method {card.name!r} with these settings needs a holdout: examples "
+            "like those of the forget set that no model was trained on", field="data.holdout",
+            remedy="Give --holdout FILE",
+        )  # fmt: skip
 
 
 class _Job:
@@ -193,7 +199,7 @@ class _Job:
         watch.stage("Auditing the model after")
         after = self._measure(measurer, outcome.model, self._name, dtype, model_digest(outcome.model))
         result = self._document(measurer, before, after, reference)
-        self._folder.update({"stopped": outcome.training.stopped, "notes": dict(outcome.notes)})
+        self._folder.update({"stopped": outcome.training.stopped, "notes": {**outcome.training.notes, **outcome.notes}})
         verdicts = recipe.policy.check(estimates(result.models[self._name]))
         return RunResult(self._folder.path, result, verdicts, outcome.training.stopped)
 

@@ -69,6 +69,8 @@ def sides(context: Context, view: View, attack: str, k: float, compat: Compat) -
     Raises:
         Unavailable: if either role has no set, or the attack lacks its input.
     """
+    if not context.protocol.sets("holdout"):
+        raise Unavailable("no set has the role 'holdout'")
     member, nonmember = (_scores(context, view, role, attack, k, compat) for role in ("forget", "holdout"))
     return member, nonmember
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read records wherever they are: our own folders, and the logs that the authors of TOFU and MUSE published."""
+"""Read records wherever they are: our own folders, and the logs that TOFU, MUSE and OpenUnlearning write."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.audit.published_muse import PARTS, kind_of, muse_records, part_of
+from expunge.audit.published_open import is_open_log, open_records
 from expunge.audit.published_tofu import is_section, set_of, tofu_records
 from expunge.audit.published_values import SOURCE
 from expunge.audit.records import Records
@@ -16,10 +17,12 @@ from expunge.audit.store import read_records
 from expunge.errors import InputDataError
 
 _KNOWN = (
-    "Give a records folder, TOFU's eval_log_aggregated.json (or the folder of its eval_log*.json files), or MUSE's "
-    "folder with verbmem_f, knowmem_f, knowmem_r and privleak (or one file in them)"
+    "Give a records folder, TOFU's eval_log_aggregated.json (or the folder of its eval_log*.json files), "
+    "OpenUnlearning's TOFU_EVAL.json, or MUSE's folder with verbmem_f, knowmem_f, knowmem_r and privleak (or one file "
+    "in them)"
 )
-_AGGREGATED = "*eval_log_aggregated.json"
+_WHOLE = ("*eval_log_aggregated.json", "*TOFU_EVAL.json")
+"""Files that hold the whole log of a model."""
 
 
 def load_records(path: str | Path) -> Records:
@@ -44,6 +47,8 @@ def load_records(path: str | Path) -> Records:
 
 def _from_file(path: Path) -> Records:
     value = _read(path)
+    if is_open_log(value):
+        return open_records(value, source=str(path))
     sections = _sections(value, path)
     if sections:
         return tofu_records(sections, source=str(path))
@@ -61,11 +66,11 @@ def _from_file(path: Path) -> Records:
 
 def _from_folder(path: Path) -> Records:
     """Return the records of a folder: one aggregated log, the files of its sections, or the parts of MUSE."""
-    aggregated = sorted(path.glob(_AGGREGATED)) or sorted(path.rglob(_AGGREGATED))
-    if len(aggregated) == 1:
-        return _from_file(aggregated[0])
-    if aggregated:
-        names = ", ".join(str(file.relative_to(path)) for file in aggregated)
+    whole = next((found for name in _WHOLE if (found := sorted(path.glob(name)) or sorted(path.rglob(name)))), [])
+    if len(whole) == 1:
+        return _from_file(whole[0])
+    if whole:
+        names = ", ".join(str(file.relative_to(path)) for file in whole)
         raise InputDataError("holds several logs", field=SOURCE, value=str(path), remedy=f"Name one of {names}")
     files = _muse_files(path)
     if files:

@@ -39,6 +39,10 @@ def benchmark(
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="With --criterion: the method.")] = None,
     requests: Annotated[int | None, typer.Option("--requests", help="With --criterion: how many steps.")] = None,
+    people: Annotated[int, typer.Option("--people", help="With --criterion on fictitious: size of the archive.")] = 20,
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="A,B", help="With --criterion: repeat the study with these seeds.")
+    ] = "",
     device: opt.Device = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file with settings.")] = None,
     sets: opt.Sets = None,
@@ -57,7 +61,9 @@ def benchmark(
 
     known = get_benchmark(name)
     if criterion is not None:
-        _study(context, name, criterion, settings, models, data, split, requests, output_dir, overwrite, as_json)
+        repeats = [int(seed) for seed in seeds.split(",") if seed]
+        sizes = (requests, people, repeats)
+        _study(context, name, criterion, settings, models, data, split, sizes, output_dir, overwrite, as_json)
         return
     if not models:
         raise RecipeError("is missing", field="MODEL", remedy="Name at least one model folder or hub id")
@@ -85,7 +91,8 @@ def benchmark(
 
 def _study(
     context: typer.Context, name: str, criterion: str, settings: dict[str, Any], models: list[str] | None,
-    data: Path | None, split: str | None, requests: int | None, output_dir: Path | None, overwrite: bool, as_json: bool,
+    data: Path | None, split: str | None, sizes: tuple[int | None, int, list[int]],
+    output_dir: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run one of the studies over growing or successive requests."""
     from expunge.recipe import merge
@@ -97,10 +104,12 @@ def _study(
         settings = merge(settings, {"model": {"path": models[0]}})
     if "method" not in settings:
         raise RecipeError("is missing", field="method.name", remedy="Give --method NAME")
+    requests, people, seeds = sizes
     path = output_dir or Path("runs") / f"{name}-{criterion}-{settings['method']['name']}"
     with interruptible(path), display() as watcher:
         study = run_criterion(
             name, criterion, settings, folder=path, data_dir=data, split=split or "news", requests=requests,
+            people=people, seeds=seeds,
             overwrite=overwrite, commands=(opt.command_line(context),), watcher=watcher,
         )  # fmt: skip
     if as_json:

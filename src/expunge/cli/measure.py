@@ -97,13 +97,12 @@ def _audit_records(
     """Compute metrics from what was measured before."""
     if models:
         raise RecipeError("excludes models", field="--from-records", value=models, remedy="Give one or the other")
-    from expunge.api.from_records import audit_records
+    from expunge.api.from_records import audit_records, name_records
     from expunge.audit.document import write_json
     from expunge.recipe import audit_config
 
-    names = {path.stem if path.is_file() else path.name: path for path in paths}
     config = audit_config(settings)
-    document = audit_records(names, reference=Path(reference) if reference else None, config=config)
+    document = audit_records(name_records(paths), reference=Path(reference) if reference else None, config=config)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(document, output_dir / "audit.json")

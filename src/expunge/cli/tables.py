@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 KEY_METRICS = (
     "forget.probability", "forget.rouge_l", "forget.truth_ratio", "forget.extraction_strength",
     "forget.exact_memorization", "forget.refusal_rate", "retain.probability", "retain.rouge_l", "*.rouge_l",
-    "verbmem", "knowmem_f", "knowmem_r", "forget_quality", "model_utility", "privleak", "membership.min_k.auc", "membership.min_k_plus_plus.auc",
+    "verbmem", "knowmem_f", "knowmem_r", "forget_quality", "model_utility", "privleak", "membership.min_k.auc",
+    "membership.min_k_plus_plus.auc",
 )  # fmt: skip
 #: What a set of questions is summed up by; parts of one, such as single subjects, are not.
 _ANSWERED = (".accuracy", ".exact_match", ".mc1", ".mc2")

@@ -54,7 +54,7 @@ class FisherForget(Method):
         ),
         defaults_source="our choice; no published setting exists for language models",
         notes="Hardly aims at the forget set: a negative control that useful methods must beat. Learning rate, "
-        "epochs, max_steps and the optimiser play no part.",
+        "epochs, max_steps and the optimiser play no part; masks, wrappers and stop rules are refused.",
     )
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:

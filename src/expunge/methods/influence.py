@@ -70,7 +70,7 @@ class Influence(Method):
         ),
         defaults_source="our choice; published step lengths were for image classifiers",
         notes="The number of steps follows from the data: learning rate, epochs, max_steps and the optimiser play no "
-        "part, and batch_size only sets how often progress is reported.",
+        "part, and batch_size only sets how often progress is reported. Masks, wrappers and stop rules are refused.",
     )
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:

@@ -69,15 +69,11 @@ class OneShotRun:
         method: name, for errors.
 
     Raises:
-        RecipeError: if there is no retain set, or single weights are masked, which these procedures do not support.
+        RecipeError: if there is no retain set, or the recipe asks for what only the training loop does.
     """
 
     def __init__(self, config: OneShotConfig, context: MethodContext, method: str) -> None:
-        if context.training.mask.kind != "none":
-            raise RecipeError(
-                f"{method} moves all chosen parameters at once and takes no mask of single weights",
-                field="training.mask.kind", value=context.training.mask.kind, remedy="Set it to none",
-            )  # fmt: skip
+        _refuse_the_loop(context, method)
         encode = context.encoder.encode_many
         retain = [row.encoded for row in encode(context.need_retain(method), where="retain")]
         self.forget = [row.encoded for row in encode(context.splits.forget, where="forget")]
@@ -199,3 +195,20 @@ class OneShotRun:
             values = self.context.probe(self.model)
             for callback in self._callbacks:
                 callback.on_probe(self._step, values)
+
+
+def _refuse_the_loop(context: MethodContext, method: str) -> None:
+    """Raise if the recipe asks for something that exists only where there is a training loop."""
+    training = context.training
+    asked = {
+        "training.mask.kind": (training.mask.kind, "none"),
+        "training.wrapper.name": (training.wrapper.name, "none"),
+        "training.stop.rule": (training.stop.rule, "steps"),
+        "training.proximal_l1": (training.proximal_l1, None),
+    }
+    for field, (value, neutral) in asked.items():
+        if value != neutral:
+            raise RecipeError(
+                f"{method} moves all chosen parameters in one step and has no training loop", field=field,
+                value=value, remedy=f"Set it to {neutral or 'null'}",
+            )  # fmt: skip

@@ -183,7 +183,8 @@ class Scrub(Method):
         ),
         defaults_source="released small-scale configuration: alpha 0.5, gamma 1, T 2, 3 max epochs of 10; learning "
         "rate and batch of gradient difference",
-        notes="Over-unlearns where privacy is the aim: use scrub_r, or training.stop.rule: rewind.",
+        notes="Over-unlearns where privacy is the aim: use scrub_r, or training.stop.rule: rewind. Masks of single weights "
+        "are refused, and so are gru and blur, which need both terms in every step.",
     )
 
     def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
@@ -226,7 +227,8 @@ class ScrubR(Scrub):
             "The error matched is the loss per token, and the weights of the start cannot be chosen.",
         ),
         notes="For privacy: the forget set should look like data the model never saw, not worse. Where the planted "
-        "behaviour itself must go (a bias, a confusion), use scrub.",
+        "behaviour itself must go (a bias, a confusion), use scrub. Masks of single weights are refused, and so are "
+        "gru and blur, which need both terms in every step.",
     )
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:

@@ -71,6 +71,11 @@ class L1Sparse(Method):
             raise RecipeError(
                 "l1_sparse brings its own penalty", field="training.proximal_l1", remedy="Set method.l1_weight instead"
             )
+        if config.l1_weight and config.free_epochs > context.training.epochs:
+            raise RecipeError(
+                "there are not as many epochs", field="method.free_epochs", value=config.free_epochs,
+                remedy=f"Use at most training.epochs, {context.training.epochs}",
+            )  # fmt: skip
         penalty = {"weight": config.l1_weight, "free_epochs": config.free_epochs} if config.l1_weight else None
         training = type(context.training).model_validate({**context.training.model_dump(), "proximal_l1": penalty})
         items = [row.encoded for row in context.encoder.encode_many(retain, where="retain")]

@@ -104,7 +104,8 @@ class BadTeacher(_Teaching):
             "Forget and retain set weigh the same whatever their sizes; the paper averages over a mixed batch.",
         ),
         defaults_source="the configuration of gradient difference; the paper's is for image classifiers",
-        notes="Uniform answers are easily told from those of a model that never saw the data.",
+        notes="Uniform answers are easily told from those of a model that never saw the data. Masks of single weights are "
+        "refused.",
     )
 
     def teachers(self, config: Any, context: MethodContext) -> tuple[Teacher, Teacher]:
@@ -137,7 +138,7 @@ class CleanTeacher(_Teaching):
         differences=("retain_teacher: clean follows the clean teacher on both sets.",),
         defaults_source="the configuration of gradient difference",
         notes="With a model retrained without the data as base this is distillation from the answer key: report it "
-        "as an oracle, not as a method.",
+        "as an oracle, not as a method. Masks of single weights are refused.",
     )
 
     def teachers(self, config: Any, context: MethodContext) -> tuple[Teacher, Teacher]:

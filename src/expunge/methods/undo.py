@@ -89,7 +89,8 @@ class Undo(Method):
         ),
         defaults_source="released WMDP configuration: alpha 0.25, beta 0, learning rate 2e-5",
         notes="`training` rules both phases, except that rewinding, early stopping and wrappers belong to the first. "
-        "Meant to make relearning slower; whether it does must be measured by a relearning attack.",
+        "Meant to make relearning slower; whether it does must be measured by a relearning attack. Masks of single "
+        "weights are refused.",
     )
 
     def needs(self, config: Any, training: TrainingConfig) -> frozenset[str]:

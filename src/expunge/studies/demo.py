@@ -144,9 +144,9 @@ def train_one(paths: DemoPaths, name: str, which: str, *, seed: int, watcher: Wa
     train(TrainRecipe.build(settings), output_dir=paths.root / name, watcher=watcher)
 
 
-def demo_recipe(paths: DemoPaths, method: str, *, seed: int) -> dict[str, Any]:
-    """Return the recipe of one method on the demo's forget request."""
-    shared: dict[str, Any] = {
+def archive_recipe(paths: DemoPaths, method: str, *, seed: int) -> dict[str, Any]:
+    """Return the recipe of one method on the archive's forget request, with the method's own settings."""
+    return {
         "name": method, "seed": seed,
         "model": {"path": paths.model("target"), "reference": paths.model("reference"), "base": str(paths.base)},
         "data": {
@@ -157,7 +157,11 @@ def demo_recipe(paths: DemoPaths, method: str, *, seed: int) -> dict[str, Any]:
         "method": {"name": method}, "training": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}},
         "audit": {"max_new_tokens": 32},
     }  # fmt: skip
-    return merge(shared, METHODS[method])
+
+
+def demo_recipe(paths: DemoPaths, method: str, *, seed: int) -> dict[str, Any]:
+    """Return the same with the settings of the demo."""
+    return merge(archive_recipe(paths, method, seed=seed), METHODS[method])
 
 
 def asked(paths: DemoPaths, people: int) -> list[tuple[str, str]]:
