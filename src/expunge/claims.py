@@ -39,7 +39,10 @@ MISMATCHES: tuple[str, ...] = (
 )
 
 #: Attacks a report lists as not tested unless they were run.
-ATTACKS: tuple[str, ...] = ("relearning", "quantisation", "probing", "prompt attacks", "pruning", "interpolation")
+ATTACKS: tuple[str, ...] = (
+    "relearning", "quantisation", "probing", "prompt attacks", "pruning", "interpolation", "direction ablation",
+    "suffix search", "trace detection",
+)  # fmt: skip
 
 _FORBIDDEN: tuple[tuple[str, str], ...] = (
     (

@@ -72,6 +72,7 @@ class AttackContext:
         splits: the data of the request; the forget set is what an attack tries to bring back.
         reference: a model that never saw the forget set.
         original: the model before unlearning.
+        second_reference: another model that never saw it, such as the reference under another seed.
         unrelated: examples that share nothing with the forget set.
         audit: intervals and batch sizes.
         seed: of every random choice.
@@ -84,6 +85,7 @@ class AttackContext:
     splits: Splits
     reference: Subject | None = None
     original: Subject | None = None
+    second_reference: Subject | None = None
     unrelated: Sequence[Example] = ()
     audit: AuditConfig = field(default_factory=AuditConfig)
     seed: int = 0

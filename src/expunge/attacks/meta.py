@@ -25,8 +25,10 @@ def relearn_robustness(
     unlearned model gained nothing, R is 1; where the reference lost by training, R is 0.
 
     Args:
-        reference_before, reference_after: metric of the retain-only reference before and after relearning.
-        before, after: the same of the unlearned model, relearned in exactly the same way.
+        reference_before: metric of the retain-only reference before relearning.
+        reference_after: the same after it.
+        before: metric of the unlearned model before relearning.
+        after: the same after relearning in exactly the same way.
     """
     gain = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     control = np.asarray(reference_after, dtype=np.float64) - np.asarray(reference_before, dtype=np.float64)
@@ -38,7 +40,8 @@ def quantisation_robustness(before: ArrayLike, after: ArrayLike) -> Floats:
     """Return Q = min(q, 1), q = m_unl^b / m_unl^a: 1 where rounding the weights brings nothing back.
 
     Args:
-        before, after: metric of the unlearned model before and after its weights were rounded, at least 0.
+        before: metric of the unlearned model as it is, at least 0.
+        after: the same after its weights were rounded.
     """
     low = np.asarray(after, dtype=np.float64)
     ratio = np.asarray(before, dtype=np.float64) / np.where(low > 0, low, 1.0)
@@ -61,7 +64,7 @@ def overall(faithful: float, robust: float) -> float:
 
 
 def memorisation_score(extraction: float, exact: float, paraphrase_probability: float, truth_ratio: float) -> float:
-    """Return HM(1 - ES, 1 - EM, 1 - paraphrase probability, 1 - truth ratio), all in 0..1: high where little is left."""
+    """Return HM(1 - ES, 1 - EM, 1 - paraphrase probability, 1 - truth ratio), in 0..1; high if little is left."""
     return harmonic_mean([1 - extraction, 1 - exact, 1 - paraphrase_probability, 1 - truth_ratio])
 
 

@@ -83,8 +83,11 @@ def judge_regime(
     """Return the regime of one unlearned model.
 
     Args:
-        forget_original, forget_unlearned, forget_relearned: values E of the forget items, in 0..1, by model.
-        retain_original, retain_unlearned: the same of the retain items.
+        forget_original: values E of the forget items in the original, in 0..1.
+        forget_unlearned: the same in the unlearned model.
+        forget_relearned: the same after it was relearned.
+        retain_original: values of the retain items in the original.
+        retain_unlearned: the same in the unlearned model.
         thresholds: where the regimes part.
         config: intervals.
         control: values of the forget items in the reference, before and after the same relearning.

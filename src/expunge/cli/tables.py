@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 KEY_METRICS = (
     "forget.probability", "forget.rouge_l", "forget.truth_ratio", "forget.extraction_strength",
     "forget.exact_memorization", "forget.refusal_rate", "retain.probability", "retain.rouge_l", "*.rouge_l",
-    "verbmem", "knowmem_f", "knowmem_r", "forget_quality", "model_utility", "privleak", "membership.min_k.auc",
+    "forget_quality", "model_utility", "privleak", "membership.min_k.auc",
     "membership.min_k_plus_plus.auc",
 )  # fmt: skip
+#: What only MUSE has.
+_MUSE = ("verbmem", "knowmem_f", "knowmem_r")
 #: What a set of questions is summed up by; parts of one, such as single subjects, are not.
 _ANSWERED = (".accuracy", ".exact_match", ".mc1", ".mc2")
 WHOLE = "whole audit"
@@ -72,7 +74,7 @@ def _rows(view: ReportView, all_metrics: bool) -> tuple[list[str], dict[str, lis
 
 
 def _is_key(name: str, known: Sequence[str]) -> bool:
-    if name in KEY_METRICS or (name.endswith(_ANSWERED) and name.count(".") == 1):
+    if name in (*KEY_METRICS, *_MUSE) or (name.endswith(_ANSWERED) and name.count(".") == 1):
         return True
     others = [other for other in known if other.endswith(".rouge_l") and _set_of(other) not in (*_FIRST, *_LAST)]
     return name in [other for other in others if other.count(".") == 1][:2]

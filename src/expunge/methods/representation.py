@@ -236,7 +236,7 @@ class RepresentationMethod(Method):
         )  # fmt: skip
         trainer = Trainer(
             model, task, context.training, pad_id=context.pad_id, folder=context.folder, probe=context.probe,
-            callbacks=context.callbacks, seed=context.seed,
+            callbacks=context.callbacks, errors=context.error_probe(), seed=context.seed,
         )  # fmt: skip
         result = trainer.run(resume=context.resume)
         return MethodOutcome(model, result, {**plan.notes(), "tensors": names, **steering.notes()})

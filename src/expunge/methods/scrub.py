@@ -183,8 +183,8 @@ class Scrub(Method):
         ),
         defaults_source="released small-scale configuration: alpha 0.5, gamma 1, T 2, 3 max epochs of 10; learning "
         "rate and batch of gradient difference",
-        notes="Over-unlearns where privacy is the aim: use scrub_r, or training.stop.rule: rewind. Masks of single weights "
-        "are refused, and so are gru and blur, which need both terms in every step.",
+        notes="Over-unlearns where privacy is the aim: use scrub_r, or training.stop.rule: rewind. Masks of single "
+        "weights are refused, and so are gru and blur, which need both terms in every step.",
     )
 
     def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:

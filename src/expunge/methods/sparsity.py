@@ -83,7 +83,7 @@ class L1Sparse(Method):
         model = choose_parameters(context.model, training, context.seed)
         trainer = Trainer(
             model, task, training, pad_id=context.pad_id, folder=context.folder, probe=context.probe,
-            callbacks=context.callbacks, seed=context.seed,
+            callbacks=context.callbacks, errors=context.error_probe(), seed=context.seed,
         )  # fmt: skip
         result = trainer.run(resume=context.resume)
         return MethodOutcome(model, result, {"zero_share": zero_share(model)})

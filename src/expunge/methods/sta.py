@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective task arithmetic: only those entries of a task vector that the forget loss is sensitive to are subtracted."""
+"""Selective task arithmetic: only the entries of a task vector that the forget loss is sensitive to are subtracted."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class STA(TaskVectorMethod):
         name="sta",
         title="Selective task arithmetic (reconstruction)",
         paper="Beyond Task Vectors: Selective Task Arithmetic Based on Importance Metrics (arXiv:2411.16139)",
-        authors="Tian, Lai, et al.",
+        authors="Tian, Lai, Wu, Shuai, Ge, Yue",
         year=2024,
         venue="arXiv preprint",
         family="arithmetic",
         claim=ClaimKind.APPROXIMATE,
         needs=("forget", "retain"),
         cost="that of task_vector, and one backward per calibration example",
-        formula="theta = theta_0 - s (m * (theta_forget - theta_0)), m = 1 at the largest |g * (theta_forget - theta_0)|",
+        formula="theta = theta_0 - s (m * tau), tau = theta_forget - theta_0, m = 1 at the largest |g * tau|",
         provenance="our reconstruction from the abstract: neither code nor full text was at hand",
         differences=(
             "Everything beyond a first-order sensitivity of the loss that makes the vector sparse is our choice: the "

@@ -104,8 +104,8 @@ class BadTeacher(_Teaching):
             "Forget and retain set weigh the same whatever their sizes; the paper averages over a mixed batch.",
         ),
         defaults_source="the configuration of gradient difference; the paper's is for image classifiers",
-        notes="Uniform answers are easily told from those of a model that never saw the data. Masks of single weights are "
-        "refused.",
+        notes="Uniform answers are easily told from those of a model that never saw the data. Masks of single weights "
+        "are refused.",
     )
 
     def teachers(self, config: Any, context: MethodContext) -> tuple[Teacher, Teacher]:

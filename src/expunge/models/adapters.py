@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from transformers import PreTrainedModel
 
 from expunge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LoraSettings(BaseModel):

@@ -63,6 +63,14 @@ class _LabelledLogits(nn.Module):
         return logits
 
 
+def labelled_logits(model: nn.Module) -> nn.Module:
+    """Return the model as a module from ids, mask and labels of one sequence, each [1, T], to its logits [N, V].
+
+    Its parameters are those of the model, under `model.`.
+    """
+    return _LabelledLogits(model)
+
+
 def gauss_newton_product(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], vector: Sequence[Tensor], items: Sequence[Encoded], *,
     mean: bool,
@@ -79,7 +87,7 @@ def gauss_newton_product(
     Source: Martens, JMLR 2020, "New Insights and Perspectives on the Natural Gradient Method" (arXiv:1412.1193),
         section 8: for a softmax likelihood G is the Fisher matrix under the model's own labels.
     """
-    module = _LabelledLogits(model)
+    module = labelled_logits(model)
     names = [f"model.{name}" for name in parameters]
     tangents = dict(zip(names, vector, strict=True))
     values = dict(zip(names, (p.detach() for p in parameters.values()), strict=True))

@@ -78,6 +78,21 @@ def block_outputs(
     return found
 
 
+def final_states(model: nn.Module, states_BTD: Tensor) -> Tensor:
+    """Return what the final norm makes of the output of any block, [B, T, D], as if no block followed.
+
+    No block runs; the head can read the result. `states_BTD` is in the width of the residual stream.
+    """
+    blocks = decoder_blocks(model)
+    shape, device = states_BTD.shape[:2], states_BTD.device
+    ids_BT = torch.zeros(shape, dtype=torch.long, device=device)
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_skipped(block))
+        stack.enter_context(_started(blocks[-1], states_BTD))
+        return body(model, ids_BT, torch.ones_like(ids_BT))
+
+
 class _Reached(BaseException):
     """Leaves the forward pass; not an error."""
 
