@@ -22,7 +22,7 @@ from expunge.claims import ATTACKS, MISMATCHES, SENTENCES, ClaimKind, MethodCard
 from expunge.methods.base import Method
 from expunge.methods.registry import methods
 from expunge.models.adapters import LoraSettings
-from expunge.optim.config import OptimizerConfig
+from expunge.optim.config import MaskConfig, OptimizerConfig, ProximalConfig
 from expunge.training.config import StopConfig, TrainingConfig
 
 MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", flags=re.MULTILINE)
@@ -64,10 +64,11 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 def fields(model: type[BaseModel], skip: Iterable[str] = ()) -> str:
     """Return the settings of a configuration class: name, default, meaning."""
     rows = [
-        (code(name), code(_default(field.get_default(call_default_factory=True))), cell(field.description or ""))
+        (code(name), "needed" if field.is_required() else code(_default(field.get_default(call_default_factory=True))),
+         cell(field.description or ""))
         for name, field in model.model_fields.items()
         if name not in set(skip)
-    ]
+    ]  # fmt: skip
     return table(("setting", "default", "meaning"), rows) if rows else "No settings of its own.\n"
 
 
@@ -205,6 +206,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "attacks": lambda: bullets(ATTACKS),
     "training settings": lambda: fields(TrainingConfig),
     "optimiser settings": lambda: fields(OptimizerConfig),
+    "mask settings": lambda: fields(MaskConfig),
+    "proximal settings": lambda: fields(ProximalConfig),
     "stop settings": lambda: fields(StopConfig),
     "lora settings": lambda: fields(LoraSettings),
     "help": lambda: command("--help"),

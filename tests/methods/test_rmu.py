@@ -177,7 +177,9 @@ def test_losses_at_the_start(target: nn.Module, make_task: Any) -> None:
         expected.append(float(((h * h).sum(-1) - 6.0 * (h @ u) + 9.0).mean()) / 64)
     assert float(found["forget"].detach()) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     total, _, _ = make_task("rmu", copy.deepcopy(target), layer=0, coefficient=3.0, distance="sum")
-    assert float(losses(total, model)["forget"].detach()) == pytest.approx(64 * float(found["forget"].detach()), rel=1e-5)
+    assert float(losses(total, model)["forget"].detach()) == pytest.approx(
+        64 * float(found["forget"].detach()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["rmu", "adaptive_rmu", "cut"])

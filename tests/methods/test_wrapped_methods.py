@@ -200,6 +200,12 @@ def test_surgery_is_refused_where_a_step_lacks_a_term(name: str, context: Callab
     assert "gru and blur" in get_method("scrub").card.notes
 
 
+@pytest.mark.parametrize("name", ["sam", "randomised_smoothing", *PENALTIES])
+def test_what_16_bit_arithmetic_would_round_away_is_refused(name: str, context: Callable[..., MethodContext]) -> None:
+    with pytest.raises(RecipeError, match=r"training\.precision: .*fp32"):
+        run("npo", context({"wrapper": wrapper(name), "precision": "bf16"}))
+
+
 def test_sam_moves_no_masked_weight(context: Callable[..., MethodContext]) -> None:
     given = context({"wrapper": wrapper("sam"), "mask": {"kind": "random", "ratio": 0.3}})
     start = weights(given.model)

@@ -128,7 +128,7 @@ def _check_needs(recipe: Recipe) -> None:
     if "retain" in needs and recipe.data.retain is None:
         raise RecipeError(
             f"method {card.name!r} needs a retain set", field="data.retain",
-            remedy="Give --retain FILE, or --set method.retain=none if the method allows it",
+            remedy="Give --retain FILE, or do without what reads it: method.retain, or training.mask.kind wagle",
         )  # fmt: skip
     if "base_model" in needs and recipe.model.base is None:
         raise RecipeError(

@@ -82,10 +82,14 @@ def parse_attack(name: str, settings: Mapping[str, Any]) -> AttackConfig:
         raise RecipeError(message[0].lower() + message[1:], field=field, value=first.get("input")) from None
 
 
-def run_attacks(
+#: Attacks with their settings, checked against what there is.
+Prepared = Sequence[tuple[Attack, AttackConfig]]
+
+
+def prepare(
     names: Sequence[str], context: AttackContext, settings: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[AttackResult]:
-    """Run attacks one after the other; what any of them lacks is said before the first begins.
+) -> Prepared:
+    """Return the attacks with their settings; what any of them lacks is said here, before work begins.
 
     Args:
         names: see `choose`.
@@ -99,11 +103,23 @@ def run_attacks(
     if unused := given.keys() - {attack.card.name for attack in chosen}:
         name = min(unused)
         raise RecipeError("settings of an attack that is not run", field=name, remedy=f"Add --attack {name}")
-    configs = [parse_attack(attack.card.name, given.get(attack.card.name, {})) for attack in chosen]
-    for attack, config in zip(chosen, configs, strict=True):
+    prepared = [(attack, parse_attack(attack.card.name, given.get(attack.card.name, {}))) for attack in chosen]
+    for attack, config in prepared:
         attack.check(config, context)
+    return prepared
+
+
+def run_prepared(prepared: Prepared, context: AttackContext) -> list[AttackResult]:
+    """Run attacks one after the other."""
     out = []
-    for attack, config in zip(chosen, configs, strict=True):
+    for attack, config in prepared:
         context.stage(f"Attack: {attack.card.title}")
         out.append(attack.run(config, context))
     return out
+
+
+def run_attacks(
+    names: Sequence[str], context: AttackContext, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[AttackResult]:
+    """Prepare and run attacks; see `prepare`."""
+    return run_prepared(prepare(names, context, settings), context)

@@ -99,9 +99,9 @@ class Relearning(Attack):
         needs=("forget", "reference"),
         control="the retain-only reference, trained on the same examples in the same order with the same settings",
         cost="per kind, way, rate and model: budget x batch size x 3 F, and one scoring pass per point",
-        source="Lynch et al., Eight Methods to Evaluate Robust Unlearning in LLMs, 2024; Deeb and Roger, Do "
-        "Unlearning Methods Remove Information from Language Model Weights?, 2024 (related facts); Łucki et al., An Adversarial Perspective on Machine Unlearning for AI "
-        "Safety, 2024 (LoRA); Dorna et al., OpenUnlearning, 2025 (robustness)",
+        source="Lynch et al., Eight Methods to Evaluate Robust Unlearning in LLMs, 2024; Deeb and Roger, Do Unlearning "
+        "Methods Remove Information from Language Model Weights?, 2024 (related facts); Łucki et al., An Adversarial "
+        "Perspective on Machine Unlearning for AI Safety, 2024 (LoRA); Dorna et al., OpenUnlearning, 2025 (robustness)",
         known_failures=(
             "Two wordings of one fact given as two examples may land on both sides of `related`.",
             "Choosing the best of several rates on the tested items makes curves look higher, those of the control "

@@ -64,24 +64,24 @@ class Traces(Attack):
     def check(self, config: TracesConfig, context: AttackContext) -> None:
         """Raise if the reference is missing or there are too few subjects."""
         super().check(config, context)
-        if len(set(_groups(context.splits.forget))) < 2:
-            raise InputDataError("a classifier needs texts of two subjects", field="data.forget", value=1,
+        if len(context.splits.forget) < 2:
+            raise InputDataError("a classifier needs two texts", field="data.forget", value=1,
                                  remedy="Leave the attack traces out")  # fmt: skip
 
     def run(self, config: TracesConfig, context: AttackContext) -> AttackResult:
         """Compare every subject with the reference."""
         sets = {"forget": context.splits.forget}
-        if len(set(_groups(context.splits.retain))) > 1:
+        if len(context.splits.retain) > 1:
             sets[RETAIN] = context.splits.retain
         texts = {name: _texts(context, examples, config.limit) for name, examples in sets.items()}
         readers = [*context.attacked(), *([] if context.second_reference is None else [context.second_reference])]
         views = {s.name: {n: _look(context, s.load(), t, config) for n, t in texts.items()} for s in readers}
-        findings = []
+        findings, split = [], "subject" if len({e.subject for e in context.splits.forget}) > 1 else "text"
         for subject in context.subjects:
             for kind in ("outputs", "states"):
                 value, controls = _compared(context, config, subject.name, kind, texts, views)
                 findings.append(finding(subject.name, kind, "traces.accuracy", value, controls, context.audit))
-        return self.result(config, findings, notes={"chance": 0.5})
+        return self.result(config, findings, notes={"chance": 0.5, "split_by": split})
 
 
 def _compared(
@@ -187,4 +187,7 @@ def _folds(groups: Sequence[str], folds: int) -> Ints:
 
 
 def _groups(examples: Sequence[Example]) -> list[str]:
+    """Return what stays together: the subject, or the text itself where there is but one subject or none is known."""
+    if len({example.subject for example in examples}) == 1:
+        return [f"item {example.id}" for example in examples]
     return [example.subject or f"item {example.id}" for example in examples]

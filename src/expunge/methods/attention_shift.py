@@ -51,6 +51,7 @@ class AttentionShiftConfig(MethodConfig):
         description="weight of the forget term, 0..1, the retain term having the rest; dynamic: by their sizes",
     )
     rank: int = Field(32, ge=1, description="rank of the adapter on queries and keys, merged at the end")
+    scale: float = Field(8.0, gt=0, description="factor of the adapter's product, alpha over rank")
     output_term: Literal["auto", "none", "nll"] = Field(
         "auto",
         description="nll: also hold the likelihood of retain answers; auto: if more than queries and keys may move",
@@ -192,7 +193,8 @@ class AttentionShift(Method):
         claim=ClaimKind.APPROXIMATE,
         needs=("forget", "retain"),
         cost="8 F per forget sequence with its retain partner (the original's maps are made anew in each step), with "
-        "attention maps held as tensors: memory grows with the square of the length",
+        "attention maps held as tensors: memory grows with the square of the length; entropy costs one forward per "
+        "token beforehand",
         formula="L = a mean KL(A || A_sup) on forget + (1 - a) mean KL(A || A_rein) on retain, A_sup ~ A0 (1 - l I), "
         "A_rein ~ A0 (1 + g I), over answer queries, heads and blocks",
         provenance="our reconstruction from the paper's prose and its appendix's gradient; there is no public code",
@@ -204,7 +206,8 @@ class AttentionShift(Method):
             "Hiding a token for its entropy means that no position attends to it; positions before it do not count.",
             "Divergences are taken at the queries that predict answer tokens.",
             "The adapter on queries and keys has rank 32, which gives the number of weights the paper reports, and is "
-            "merged at the end unless training.lora asks for one that is kept.",
+            "merged at the end unless training.lora asks for one that is kept. Its scale of 8 is ours, so that a request "
+            "of tens of steps moves it.",
             "Where other weights may move, which the maps do not see, a likelihood term on retain answers is added.",
         ),
         defaults_source="paper, on TOFU: suppression 0.99, keep 60 %, learning rate 5e-4, batch 4 x 16, decay 0.01, "
@@ -223,7 +226,7 @@ class AttentionShift(Method):
         modules = query_key_modules(context.model)
         if training.lora is None and not training.trainable and not is_lora(context.model):
             own = True
-            settings = LoraSettings(r=config.rank, alpha=2.0 * config.rank, target_modules=modules)
+            settings = LoraSettings(r=config.rank, alpha=config.scale * config.rank, target_modules=modules)
             training = training.model_copy(update={"lora": settings})
         model = choose_parameters(context.model, training, context.seed)
         names = [name for name, p in model.named_parameters() if p.requires_grad]

@@ -33,7 +33,7 @@ class FisherForget(Method):
     """Add Gaussian noise with variance inverse to the retain set's Fisher information."""
 
     Config = FisherForgetConfig
-    training_defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 32}
+    training_defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 32, "epochs": 1}
     card = MethodCard(
         name="fisher_forget",
         title="Fisher forgetting",
@@ -56,6 +56,11 @@ class FisherForget(Method):
         notes="Hardly aims at the forget set: a negative control that useful methods must beat. Learning rate, "
         "epochs, max_steps and the optimiser play no part; masks, wrappers and stop rules are refused.",
     )
+
+    def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
+        """Return the number of retain samples."""
+        del forget
+        return int(min(config.samples, retain))
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Measure the Fisher information, draw the noise, move; see `Method.run`."""

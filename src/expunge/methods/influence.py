@@ -44,7 +44,7 @@ class Influence(Method):
     """Move once along the inverse curvature times the forget-minus-retain gradient."""
 
     Config = InfluenceConfig
-    training_defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 32}
+    training_defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 32, "epochs": 1}
     card = MethodCard(
         name="influence",
         title="One-shot influence unlearning",
@@ -72,6 +72,11 @@ class Influence(Method):
         notes="The number of steps follows from the data: learning rate, epochs, max_steps and the optimiser play no "
         "part, and batch_size only sets how often progress is reported. Masks, wrappers and stop rules are refused.",
     )
+
+    def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
+        """Return the sequences of the one pass, as far as that is known before the model is."""
+        passes = {"woodbury": 1, "diagonal": 2, "gauss_newton": config.iterations + 2}[config.curvature]
+        return int(forget + passes * min(config.samples, retain))
 
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Gather gradients, solve, move; see `Method.run`."""

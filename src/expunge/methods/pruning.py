@@ -126,7 +126,7 @@ class PruneFirst(Method):
             masks = _round(config, context, model, retain, done)
         pruned = replace(context, model_digest=model_digest(model))
         outcome = method.train(then, pruned, parts, model, fixed=masks)
-        return replace(outcome, notes={**outcome.notes, "sparsity": 1.0 - kept_share(masks)})
+        return replace(outcome, notes={**outcome.notes, "sparsity": round(1.0 - kept_share(masks), 6)})
 
 
 def _following(config: PruneFirstConfig) -> tuple[GradientMethod, MethodConfig]:

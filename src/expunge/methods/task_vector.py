@@ -120,7 +120,8 @@ class TaskVectorMethod(Method):
         ),
         defaults_source="MUSE's released script: learning rate 1e-5, 10 epochs (there with s = 5)",
         notes="ilharco goes beyond the base model and never gives it back; undo gives it back at s = 1 and assumes the "
-        "data was learned in that training alone. Forgets little before utility falls.",
+        "data was learned in that training alone. Forgets little before utility falls. Probes of the training show "
+        "the model that learns the forget set, not the one that is returned.",
     )
 
     def needs(self, config: Any, training: TrainingConfig) -> frozenset[str]:

@@ -98,6 +98,11 @@ class Undo(Method):
         method, settings = _inner(config.unlearn)
         return super().needs(config, training) | method.needs(settings, training)
 
+    def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
+        """Return the first method's sequences and the retain set, which the distillation passes through."""
+        method, settings = _inner(config.unlearn)
+        return method.examples_per_epoch(settings, forget=forget, retain=retain) + retain
+
     def run(self, config: Any, context: MethodContext) -> MethodOutcome:
         """Unlearn, damage, distil; see `Method.run`."""
         if context.training.mask.kind != "none":

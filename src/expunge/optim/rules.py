@@ -108,7 +108,8 @@ def combine(left: Gradients, right: Gradients, *, alpha: float) -> Gradients:
         if b is None:
             out.append(a)
         else:
-            out.append(b * alpha if a is None else a + alpha * b)
+            # What was read from a checkpoint is on the CPU.
+            out.append(b * alpha if a is None else a + alpha * b.to(a.device))
     return out
 
 
@@ -124,7 +125,7 @@ def moved_weights(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Grad
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters):
         raise RecipeError(
             "moves weights by less than a 16-bit weight can hold", field="training.wrapper",
-            remedy="Use training.precision auto, bf16 or fp32, which keep float32 weights",
+            remedy="Use training.precision: fp32",
         )  # fmt: skip
     start = [p.detach().clone() for p in parameters]
 

@@ -197,6 +197,8 @@ class WeightAveraging(GradientRule):
         if not self._mean:
             self._mean = [p.detach().clone() for p in parameters]
             return
+        # A mean read from a checkpoint is on the CPU.
+        self._mean = [mean.to(p.device) for mean, p in zip(self._mean, parameters, strict=True)]
         for mean, p in zip(self._mean, parameters, strict=True):
             # In this form a weight that never moves stays as it is, bit for bit.
             mean.add_((p.detach() - mean) / self._count)

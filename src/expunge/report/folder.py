@@ -11,15 +11,14 @@ from typing import Any
 
 from expunge.claims import ClaimKind
 from expunge.errors import InputDataError
+from expunge.report.attacks import curves_of, kinds_run, regimes_of, rows_of
 from expunge.report.view import (
     REFERENCE,
     TARGET,
     UNLEARNED,
-    CurvePoint,
     ExampleView,
     ModelView,
     PolicyRule,
-    RelearnView,
     ReportView,
 )
 from expunge.report.words import number
@@ -60,10 +59,9 @@ def view_from_run(folder: Path) -> ReportView:
         claim=ClaimKind(run["claim"]) if run.get("claim") else None,
         environment=run.get("environment") or audit.get("environment") or {},
         reproduce=tuple(run.get("commands") or ()),
-        attacks_run=_attacks(audit),
+        **_attacks(audit),
         runs_tried=run.get("runs_tried"),
         policy=_policy(audit),
-        relearning=_relearning(audit),
         not_shown=tuple(audit.get("not_shown") or ()),
         notes=tuple(notes),
         schemas=_schemas(run=run, audit=audit),
@@ -114,10 +112,9 @@ def view_from_audit(
         what_was_asked=tuple(what_was_asked),
         environment=document.get("environment") or {},
         reproduce=tuple(reproduce),
-        attacks_run=_attacks(document),
+        **_attacks(document),
         runs_tried=runs_tried,
         policy=_policy(document),
-        relearning=_relearning(document),
         not_shown=tuple(document.get("not_shown") or ()),
         notes=tuple(notes),
         schemas=_schemas(audit=document),
@@ -239,10 +236,13 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(rows)
 
 
-def _attacks(audit: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the attacks that the audit names as run or holds a result of; an empty result does not count."""
-    found = [name for name, result in (audit.get("attacks") or {}).items() if result]
-    return tuple(dict.fromkeys([*(audit.get("attacks_run") or ()), *found]))
+def _attacks(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what attacks found, as fields of the view."""
+    curves = curves_of(audit)
+    return {
+        "attacks_run": kinds_run(audit), "relearning": curves[0] if curves else None, "more_relearning": tuple(curves[1:]),
+        "attacks": tuple(rows_of(audit)), "regimes": tuple(regimes_of(audit)),
+    }  # fmt: skip
 
 
 def _policy(audit: Mapping[str, Any]) -> tuple[PolicyRule, ...]:
@@ -252,15 +252,6 @@ def _policy(audit: Mapping[str, Any]) -> tuple[PolicyRule, ...]:
         text = number(measured) if isinstance(measured, (int, float)) else "not measured"
         out.append(PolicyRule(rule=str(rule["rule"]), measured=text, met=rule.get("met")))
     return tuple(out)
-
-
-def _relearning(audit: Mapping[str, Any]) -> RelearnView | None:
-    """Read `attacks.relearning`: metric, budget_unit, and models with lists of points."""
-    entry = (audit.get("attacks") or {}).get("relearning")
-    if not entry:
-        return None
-    curves = {name: tuple(CurvePoint(**point) for point in points) for name, points in entry["models"].items()}
-    return RelearnView(metric=entry["metric"], budget_unit=entry["budget_unit"], curves=curves)
 
 
 def _schemas(**documents: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from expunge.claims import MISMATCHES, SENTENCES, ClaimKind
+from expunge.report import attacks
 from expunge.report.judge import CLOSE, OFF, anchor, judge
 from expunge.report.markup import bullets, details, pairs, para, quote, tag
 from expunge.report.metrics import describe, direction, key_metrics, plane_metric
@@ -23,9 +24,12 @@ _ATTACK_WORDS = {
     "relearning": "training again on a few forget examples, beside the reference trained on the same",
     "quantisation": "rounding the weights to 8 or 4 bits, which can undo small changes",
     "probing": "reading the answer from hidden layers",
-    "prompt attacks": "paraphrases, prefixes, role play, optimised suffixes",
+    "prompt attacks": "paraphrases, prefixes, role play, answered examples, misspelling",
     "pruning": "cutting the weights that hold the answer back",
     "interpolation": "walking back towards the original weights",
+    "direction ablation": "projecting out the direction that unlearning added to hidden states",
+    "suffix search": "tokens after the question, chosen by gradient",
+    "trace detection": "telling the model from one that never learned",
 }
 
 
@@ -191,16 +195,14 @@ def comes_back(view: ReportView) -> str:
         if REFERENCE not in roles:
             text = "Each model is trained again on part of the forget set. No control curve of a reference is given, "
             text += "so a climb cannot be told from ordinary learning."
-        parts += [para(text), tag("figure", drawings)]
+        parts += [para(text), tag("figure", drawings), attacks.verdicts(view), attacks.more_curves(view)]
     ran = [attack for attack in view.attacks_run if view.relearning is None or attack != "relearning"]
     if ran:
-        parts.append(
-            para(
-                "Also run: "
-                + ", ".join(ran)
-                + ". What they found stands in the table of metrics, as far as it was recorded."
-            )
+        where = (
+            "below, each number beside its control" if view.attacks else "in the table of metrics, as far as recorded"
         )
+        parts.append(para(f"Also run: {', '.join(ran)}. What they found stands {where}."))
+    parts.append(attacks.tables(view))
     missing = not_tested(view)
     if missing:
         rows = [f"{attack}: {_ATTACK_WORDS.get(attack, 'no description')}" for attack in missing]

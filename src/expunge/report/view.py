@@ -86,11 +86,39 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelearnView:
-    """How `metric` climbs when models are trained again on part of the forget set, per model name."""
+    """How `metric` climbs when models are trained again, per model name; `title` says on what and how."""
 
     metric: str
     budget_unit: str
     curves: Mapping[str, Sequence[CurvePoint]]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackRow:
+    """One number of an attack on one model beside the control that counts, and their difference."""
+
+    attack: str
+    model: str
+    setting: str
+    metric: str
+    value: EstimateDict
+    control_name: str
+    control: EstimateDict
+    difference: EstimateDict | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegimeView:
+    """The verdict on one model under one way of relearning: the regime, the recovery and that of the reference."""
+
+    model: str
+    way: str
+    label: str
+    settled: bool
+    recovery: EstimateDict
+    control: EstimateDict | None
+    thresholds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +144,10 @@ class ReportView:
         attacks_run: names out of `claims.ATTACKS` that were run.
         runs_tried: how many runs were tried to obtain the one shown, or None if nobody counted.
         policy: thresholds that the request set; empty if none.
-        relearning: the relearning curves, or None.
+        relearning: the main relearning curves, or None.
+        more_relearning: those of other ways of relearning.
+        attacks: what attacks found, number by number.
+        regimes: verdicts on reversibility.
         key_metrics: metrics of the cards and of the interval plots; empty: chosen from what is there.
         plane_metric: horizontal axis of the plane; "": chosen from what is there.
         not_shown: what the audit says that it cannot show.
@@ -135,6 +166,9 @@ class ReportView:
     runs_tried: int | None = None
     policy: Sequence[PolicyRule] = ()
     relearning: RelearnView | None = None
+    more_relearning: Sequence[RelearnView] = ()
+    attacks: Sequence[AttackRow] = ()
+    regimes: Sequence[RegimeView] = ()
     key_metrics: Sequence[str] = ()
     plane_metric: str = ""
     not_shown: Sequence[str] = ()

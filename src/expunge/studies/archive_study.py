@@ -51,14 +51,14 @@ class Variant:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rates: Sequence[float] = (5e-4, 1e-3, 3e-3)
+    rates: Sequence[float] = (1e-3, 3e-3)
     group: str = ""
 
 
 def variants() -> dict[str, Variant]:
     """Return every row by name: all registered methods, then the combinations of the three claims."""
     rows = {
-        name: Variant(name, rates=() if name in ONE_SHOT else (5e-4, 1e-3, 3e-3))
+        name: Variant(name, rates=() if name in ONE_SHOT else (1e-3, 3e-3))
         for name in methods()
         if name not in LEFT_OUT
     }
@@ -66,7 +66,7 @@ def variants() -> dict[str, Variant]:
     for name in ("grad_diff", "npo"):
         for optimizer in ("sophia", "signum", "soul"):
             settings = {"training": {"optimizer": {"name": optimizer}}}
-            rates = (3e-5, 1e-4, 3e-4, 1e-3)
+            rates = (1e-4, 3e-4)
             rows[f"{name}+{optimizer}"] = Variant(name, settings, rates, "optimisers")
         for kind in ("wagle", "random", "magnitude", "wanda"):
             settings = {"training": {"mask": dict[str, Any](kind=kind, ratio=0.5)}}

@@ -26,7 +26,7 @@ from expunge.training.callbacks import Callback, JsonlLog, Probe, StepInfo, Stop
 from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
-from expunge.training.precision import quiet_dropout
+from expunge.training.precision import autocast_dtype, quiet_dropout
 from expunge.training.rewind import ErrorProbe, Rewinder
 from expunge.training.schedule import learning_rate
 from expunge.training.step import NotFinite, Stepper
@@ -122,7 +122,8 @@ class Trainer:
         optimizer = build_optimizer(self._model, config.optimizer, learning_rate=config.learning_rate)
         ends = list(accumulate(len(task.steps(epoch)) for epoch in range(config.epochs)))
         total = min(config.max_steps or ends[-1], ends[-1])
-        rule = self._given_rule or build_rule(config.wrapper, self._model, steps=total)
+        half = autocast_dtype(config.precision, self._accelerator.device) is not None
+        rule = self._given_rule or build_rule(config.wrapper, self._model, steps=total, half_precision=half)
         if resume:
             self._restore(optimizer, rule)
         if self._rewinder is not None:

@@ -27,18 +27,28 @@ _RULES: Mapping[str, Callable[..., GradientRule]] = {
 }
 
 
-def build_rule(config: WrapperConfig, model: nn.Module, *, steps: int) -> GradientRule:
+#: Those that look at the loss a little way off, by less than a 16-bit weight can tell.
+_LOOK_NEARBY = ("sam", "randomised_smoothing", "gradient_penalty", "curvature")
+
+
+def build_rule(config: WrapperConfig, model: nn.Module, *, steps: int, half_precision: bool = False) -> GradientRule:
     """Return how the gradient of a step is formed.
 
     Args:
         config: name and constants.
         model: what is trained.
         steps: of the whole run.
+        half_precision: matrices are rounded to 16 bits before they are multiplied.
 
     Raises:
-        RecipeError: if the averaging would begin after the last step, or the model has no such decoder block.
+        RecipeError: if that would round away what the wrapper looks at, the averaging would begin after the last step, or the model has no such decoder block.
     """
     constants = config.constants()
+    if half_precision and config.name in _LOOK_NEARBY:
+        raise RecipeError(
+            f"{config.name} moves weights by less than 16-bit arithmetic can tell", field="training.precision",
+            value="bf16", remedy="Use fp32",
+        )  # fmt: skip
     if config.name == "lat":
         return _latent(model, **constants)
     if config.name == "weight_averaging" and constants["start"] > steps:

@@ -21,7 +21,7 @@ from expunge.audit.statistics import Unavailable
 Estimator = Literal["biased", "debiased"]
 #: Below this share of its square length, what centring leaves of the states is rounding.
 ROUNDING = 1e-12
-#: The biased estimate tends to 1 as the width outgrows the number of texts; from so many texts a dimension on it is used.
+#: The biased estimate tends to 1 as the width outgrows the texts; it is used from so many texts a dimension on.
 ENOUGH = 2
 #: The estimate without bias divides by n - 3.
 FEWEST = 4

@@ -56,12 +56,14 @@ def pooled_states(
         progress: called with the number of texts done after each forward.
     """
     layers = range(len(decoder_blocks(model)))
-    place = {id(item): number for number, item in enumerate(items)}
+    places: dict[int, list[int]] = {}
+    for number, item in enumerate(items):
+        places.setdefault(id(item), []).append(number)
     out: Tensor | None = None
     batches = over_batches(model, items, layers=layers, pad_id=pad_id, batch_tokens=batch_tokens)
     for chosen, found in batches:
         mask_BT = pad(chosen, pad_id).attention_mask.to(found[0].device)
-        rows = [place[id(item)] for item in chosen]
+        rows = [places[id(item)].pop() for item in chosen]
         for layer, states_BTD in found.items():
             pooled_BD = pool(states_BTD, mask_BT, pooling).cpu()
             if out is None:
@@ -174,7 +176,8 @@ class DiagonalStore:
         """Return a diagonal that was kept, [P] float32."""
         from safetensors.torch import load_file
 
-        return load_file(self._file(name, layer))["diagonal"]
+        diagonal: Tensor = load_file(self._file(name, layer))["diagonal"]
+        return diagonal
 
     def _file(self, name: str, layer: int) -> Path:
         return self._folder / f"{name}-{layer}.safetensors"

@@ -39,7 +39,7 @@ class Histogram(NamedTuple):
     def shares(self) -> NDArray[np.float64]:
         """The share of all weights in each bin, the one of the zeros first."""
         every: NDArray[np.float64] = np.concatenate([[self.zeros], self.counts]).astype(np.float64)
-        return every / every.sum()
+        return np.asarray(every / every.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ REASONS = {
     "sequence token or padding, all states are equal and the number is 0 / 0.000001 = 0 whatever the models do.",
     "pca_similarity": "The mean state runs over padding too, so it depends on what else is in the batch, and the sign "
     "of the cosine is that of an arbitrary axis: -1 can mean that nothing changed.",
-    "pca_shift": "The mean state runs over padding too, and the sign of either coordinate is that of an arbitrary axis.",
+    "pca_shift": "The mean state runs over padding too, and the sign of both coordinates is that of an arbitrary axis.",
     "fisher": "The gradient is averaged over batches of four before it is squared, which is smaller than the mean of "
     "squares, and padding counts as text to be predicted. Weights are chosen by a part of their name, so that block 1 "
     "takes in blocks 10 to 19.",
@@ -85,7 +85,7 @@ def padded_states(
 def batch_fisher(model: nn.Module, items: Sequence[Encoded], layer: int, *, pad_id: int) -> Tensor:
     """Return the square of batch-mean gradients, averaged over at most ten batches of four, [P] float32 on the CPU."""
     named = [(name, p) for name, p in model.named_parameters() if in_layer(name, layer)]
-    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)][:MOST_BATCHES]
     total: list[Tensor] | None = None
     with evaluating(model):
         for found in _batch_gradients(model, batches, [p for _, p in named], pad_id):
@@ -93,7 +93,7 @@ def batch_fisher(model: nn.Module, items: Sequence[Encoded], layer: int, *, pad_
             total = squares if total is None else [a + b for a, b in zip(total, squares, strict=True)]
     if total is None:
         raise ValueError("a mean over no batches does not exist")
-    return torch.cat([part.flatten().cpu() for part in total]) / min(len(batches), MOST_BATCHES)
+    return torch.cat([part.flatten().cpu() for part in total]) / len(batches)
 
 
 def in_layer(name: str, layer: int) -> bool:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What attacks found, each number beside its control: read from an audit document, and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from expunge.report.markup import bullets, details, scroll, tag
+from expunge.report.metrics import describe
+from expunge.report.plots import relearning
+from expunge.report.view import AttackRow, CurvePoint, EstimateDict, RegimeView, RelearnView, ReportView
+from expunge.report.words import interval, number
+
+_HEADS = ("Model", "How", "Metric", "Value", "Control", "Value minus control")
+
+
+def kinds_run(audit: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the kinds of attack that the audit names as run or holds a result of; an empty result does not count."""
+    entries = (audit.get("attacks") or {}).items()
+    found = [entry["kind"] if _typed(entry) else name for name, entry in entries if entry]
+    return tuple(dict.fromkeys([*(audit.get("attacks_run") or ()), *found]))
+
+
+def curves_of(audit: Mapping[str, Any]) -> list[RelearnView]:
+    """Return the relearning curves, the main one first."""
+    entry = (audit.get("attacks") or {}).get("relearning")
+    return [_curve(found) for found in (entry, *entry.get("others", ()))] if entry else []
+
+
+def _curve(entry: Mapping[str, Any]) -> RelearnView:
+    curves = {name: tuple(CurvePoint(**point) for point in points) for name, points in entry["models"].items()}
+    title = str(entry.get("title", ""))
+    return RelearnView(metric=entry["metric"], budget_unit=entry["budget_unit"], curves=curves, title=title)
+
+
+def rows_of(audit: Mapping[str, Any]) -> list[AttackRow]:
+    """Return every finding of every attack with the control that counts."""
+    out = []
+    for name, entry in (audit.get("attacks") or {}).items():
+        for found in entry.get("findings", ()) if _typed(entry) else ():
+            control = next(iter(found["controls"]))
+            out.append(AttackRow(
+                attack=str(entry.get("card", {}).get("title", name)), model=found["model"], setting=found["setting"],
+                metric=found["metric"], value=found["value"], control_name=control,
+                control=found["controls"][control], difference=found["differences"].get(control),
+            ))  # fmt: skip
+    return out
+
+
+def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
+    """Return the verdicts on reversibility that have a label."""
+    entry = (audit.get("attacks") or {}).get("relearning") or {}
+    notes = entry.get("notes", {}).get("regimes", {}) if _typed(entry) else {}
+    return [
+        RegimeView(model=model, way=way, label=found["label"], settled=found["settled"], recovery=found["recovery"],
+                   control=found["control"], thresholds=found["thresholds"])
+        for model, ways in notes.items() for way, found in ways.items() if found.get("label")
+    ]  # fmt: skip
+
+
+def _typed(entry: Any) -> bool:
+    """Whether an entry of `attacks` says what kind of attack it is of (older documents hold curves alone)."""
+    return isinstance(entry, Mapping) and "kind" in entry
+
+
+def verdicts(view: ReportView) -> str:
+    """Return one sentence per model and way of relearning, with what it rests on."""
+    if not view.regimes:
+        return ""
+    first = view.regimes[0].thresholds
+    rule = (
+        f"Reversible: relearning undid at least {1 - first['residue']:.0%} of the drop on the forget set. "
+        f"Catastrophic: the retain set lost more than {first['collateral']:.0%} of its value. Where the interval of the recovery "
+        "holds the threshold, the verdict is marked as open. Thresholds are a choice, printed so that others can be "
+        "applied."
+    )
+    return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
+
+
+def _verdict(found: RegimeView) -> str:
+    text = f"{found.model}, relearned on {found.way}: {found.label}"
+    if found.recovery.get("value") is not None:
+        text += f"{'' if found.settled else ' (open)'}; {_with_interval(found.recovery)} of the drop came back"
+        if found.control and found.control.get("value") is not None:
+            text += f", where the same training gave the reference {_with_interval(found.control)} of what it lacks"
+    return text + "."
+
+
+def _with_interval(estimate: EstimateDict) -> str:
+    bounds = interval(estimate)
+    return number(estimate["value"]) + (f" [{bounds.strip('[]')}]" if bounds else "")
+
+
+def more_curves(view: ReportView) -> str:
+    """Return the other relearning curves, folded."""
+    items = ""
+    for curve in view.more_relearning:
+        head = tag("figcaption", escape(f"{curve.title}: {describe(curve.metric).title}"))
+        items += tag("figure", head + relearning(view, curve, 640, 320))
+    return details(escape("Other ways of relearning"), items) if items else ""
+
+
+def tables(view: ReportView) -> str:
+    """Return a table of findings per attack, folded."""
+    groups: dict[str, list[AttackRow]] = {}
+    for row in view.attacks:
+        groups.setdefault(row.attack, []).append(row)
+    return "".join(_table(name, rows) for name, rows in groups.items())
+
+
+def _table(name: str, rows: Sequence[AttackRow]) -> str:
+    heads = "".join(tag("th", head, "", {"scope": "col"}) for head in _HEADS)
+    body = "".join(tag("tr", "".join(_cells(row))) for row in rows)
+    table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
+    return details(escape(f"{name}: {len(rows)} numbers, each beside its control"), scroll(table, name))
+
+
+def _cells(row: AttackRow) -> list[str]:
+    first = [tag("td", escape(text)) for text in (row.model, row.setting, row.metric)]
+    control = _number(row.control) + tag("small", escape(row.control_name))
+    return [*first, tag("td", _number(row.value)), tag("td", control), tag("td", _number(row.difference))]
+
+
+def _number(estimate: EstimateDict | None) -> str:
+    if estimate is None or estimate.get("value") is None:
+        reason = "not measured" if estimate is None else str(estimate.get("reason") or "no reason recorded")
+        return tag("abbr", "–", "", {"title": reason})
+    bounds = interval(estimate)
+    small = tag("small", escape(f" {bounds}" if bounds else " no interval"))
+    return escape(number(estimate["value"])) + small
