@@ -108,7 +108,9 @@ def test_reference_may_be_a_model_or_records(world: Path, tmp_path: Path) -> Non
     assert a.models["reference"].metrics["forget_quality"].value == 1.0
 
 
-def test_bfloat16_models_aretrained_model_in_float32_and_saved_and_audited_as_stored(world: Path, tmp_path: Path) -> None:
+def test_bfloat16_models_aretrained_model_in_float32_and_saved_and_audited_as_stored(
+    world: Path, tmp_path: Path
+) -> None:
     model, tokenizer = load_model(world / "target")
     save_model(model.to(torch.bfloat16), tokenizer, tmp_path / "bf16")
     recipe = build_recipe(settings(world, model={"path": str(tmp_path / "bf16")}, audit={"generate": False}))

@@ -84,3 +84,19 @@ def test_sweep_resumes_chooses_and_counts(
     again = sweep(settings, grid, tmp_path / "sweep", rule=rule)
     assert again.chosen == result.chosen
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/run.json")} == before
+
+
+def test_two_processes_may_measure_the_same_model_into_one_folder(
+    tmp_path: Path, archive: Archive, encoder: Encoder, trained_model: nn.Module
+) -> None:
+    archive.write_jsonl(tmp_path)
+    save_model(trained_model, encoder.tokenizer, tmp_path / "target")
+    settings: dict[str, Any] = {
+        "model": {"path": str(tmp_path / "target")}, "method": {"name": "ga"},
+        "data": {"forget": str(tmp_path / "forget10.jsonl"), "template": "question"},
+        "training": {"epochs": 1}, "audit": {"generate": False, "bootstrap": 100},
+    }  # fmt: skip
+    rule = SelectionRule(maximise="-forget.probability", keep="forget.probability", keep_share=0.1)
+    result = sweep(settings, {"seed": [0, 1]}, tmp_path / "sweep", rule=rule, workers=2)
+    assert [trial.error for trial in result.trials] == ["", ""]
+    assert not list((tmp_path / "sweep/records").glob(".partial*"))

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from expunge.api.workspace import Silent, Watcher, final_dtype, load_data, open_model, release
 from expunge.audit.config import AuditConfig
 from expunge.audit.diagnostics import published
+from expunge.audit.diagnostics.collect import DiagonalStore, Progress
 from expunge.audit.diagnostics.compare import (
     States,
     compare_fisher,
@@ -26,7 +29,6 @@ from expunge.audit.diagnostics.compare import (
 )
 from expunge.audit.diagnostics.config import DiagnoseConfig
 from expunge.audit.diagnostics.fisher import EDGES, QUANTILES
-from expunge.audit.diagnostics.collect import DiagonalStore, Progress
 from expunge.audit.diagnostics.updates import weight_updates
 from expunge.audit.document import environment, write_json
 from expunge.audit.measure import Measurer
@@ -127,6 +129,7 @@ class _Diagnosis:
     sets: Mapping[str, Sequence[Example]]
     folder: Path
     watcher: Watcher
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
     items: dict[str, list[Encoded]] = field(default_factory=dict)
     states: dict[str, dict[str, States]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -135,10 +138,10 @@ class _Diagnosis:
 
     def carry_out(self, sources: Mapping[str, str]) -> dict[str, Any]:
         """Measure every model, compare, and return the document."""
-        digests, changes = {}, dict[str, Any]()
+        changes: dict[str, Any] = {}
         try:
             for role, source in sources.items():
-                digests[role], found = self._measure(role, source)
+                found = self._measure(role, source)
                 changes |= {} if found is None else {role: found}
                 release()
         finally:
@@ -149,27 +152,30 @@ class _Diagnosis:
         fixed = self.config.compat == "fixed"
         return {
             "schema_version": DIAGNOSTICS_VERSION, "kind": "diagnostics", "layers": layers, "shown_layers": details,
-            "models": {role: {"path": source, "digest": digests[role]} for role, source in sources.items()},
+            "models": self.models, "notes": self._notes(),
             "sets": {name: {"n": len(examples), "compared": len(self.items[name]), "digest": data_digest(examples)}
                      for name, examples in self.sets.items()},
             "settings": self.config.model_dump(mode="json"), "compat": self.config.compat,
             "compat_reasons": {} if fixed else dict(published.REASONS), "histogram_edges": list(EDGES),
             "quantiles": list(QUANTILES), "changes": changes, "verdict": self._verdict(),
-            "scatter": {name: scatter(found, details, self.config.scatter_texts) for name, found in self.states.items()},
+            "scatter": {name: scatter(found, details, self.config.scatter_texts)
+                        for name, found in self.states.items()},
             "environment": environment(), "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }  # fmt: skip
 
-    def _measure(self, role: str, source: str) -> tuple[str, dict[str, Any] | None]:
-        """Read one model; return its digest, and what changed if it is one of those that are looked into."""
+    def _measure(self, role: str, source: str) -> dict[str, Any] | None:
+        """Read one model; return what changed if it is one of those that are compared with the first."""
         self.watcher.stage(f"Loading the model {role}: {source}")
         config = self.model.model_copy(update={"path": source})
         opened = open_model(config, self.data, self.sets, dtype=final_dtype(config))
         model: nn.Module = merge_lora(opened.model) if is_lora(opened.model) else opened.model
         self.watcher.stage(f"Measuring the model {role}")
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.models[role] = {"path": source, "digest": opened.digest, "dtype": dtype}
         with self._timed("scoring"):
             self.records[role] = self._score(role, model, opened.encoder, opened.digest)
         if role == CONTROL:
-            return opened.digest, None
+            return None
         self._same_tokens(opened.encoder)
         with self._timed("states"):
             for name, items in self.items.items():
@@ -179,8 +185,8 @@ class _Diagnosis:
         store = self._fisher(role, model, opened.encoder.pad_id)
         if role == BEFORE:
             self.weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
-            return opened.digest, None
-        return opened.digest, self._changes(role, model, store)
+            return None
+        return self._changes(role, model, store)
 
     def _changes(self, role: str, model: nn.Module, store: DiagonalStore | None) -> dict[str, Any]:
         """Return what a model changed against the one before."""
@@ -202,7 +208,9 @@ class _Diagnosis:
         own = {key: getattr(self.config, key) for key in ("bootstrap", "confidence", "seed", "batch_tokens")}
         audit = AuditConfig(generate=False, **own)
         sets = {name: self.sets[name] for name in ("forget", "retain")}
-        measurer = Measurer(encoder, sets, audit, default_protocol(sets), self.folder / "records", self.watcher.on_audit)
+        measurer = Measurer(
+            encoder, sets, audit, default_protocol(sets), self.folder / "records", self.watcher.on_audit
+        )
         return measurer.measure(model, name=role, model_digest=digest)
 
     def _same_tokens(self, encoder: Encoder) -> None:
@@ -219,16 +227,24 @@ class _Diagnosis:
     def _fisher(self, role: str, model: nn.Module, pad_id: int) -> DiagonalStore | None:
         if not self.config.fisher_texts:
             return None
-        store = self._store(role)
+        store, layers = self._store(role), len(decoder_blocks(model))
+        passes = math.ceil(layers / (self.config.layers_per_pass or layers))
         with self._timed("fisher"):
             for name, items in self.items.items():
                 chosen = items[: self.config.fisher_texts]
                 read_fisher(model, chosen, self.config, name=name, store=store, pad_id=pad_id,
-                            progress=self._counter(f"gradients of {name}", len(chosen)))  # fmt: skip
+                            progress=self._counter(f"gradients of {name}", len(chosen) * passes))  # fmt: skip
         return store
 
     def _store(self, role: str) -> DiagonalStore:
         return DiagonalStore(self.folder / ".fisher" / role)
+
+    def _notes(self) -> list[str]:
+        """Say what a reader must know of the models that were compared."""
+        types = list(dict.fromkeys(model["dtype"] for model in self.models.values()))
+        if len(types) == 1:
+            return []
+        return [f"The weights are of the types {' and '.join(types)}: part of every difference is rounding."]
 
     def _verdict(self) -> dict[str, Any]:
         found, own = self.records, self.config
@@ -251,18 +267,10 @@ class _Diagnosis:
 
         return count
 
-    def _timed(self, part: str) -> _Timer:
-        return _Timer(self.seconds, part)
-
-
-class _Timer:
-    """Adds the seconds of a block to a part."""
-
-    def __init__(self, seconds: dict[str, float], part: str) -> None:
-        self._seconds, self._part, self._start = seconds, part, 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + time.perf_counter() - self._start
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start

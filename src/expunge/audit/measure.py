@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,9 +80,19 @@ class Measurer:
             )  # fmt: skip
         records.meta.update(name=name, model_digest=model_digest, key=key)
         if self.folder is not None:
-            partial = self.folder / f".partial-{key[:16]}"
-            try:
-                write_records(records, partial).rename(self.folder / f"{name}-{key[:16]}")
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            self._keep(records, self.folder, f"{name}-{key[:16]}")
         return records
+
+    def _keep(self, records: Records, folder: Path, name: str) -> None:
+        """Write records in one rename; where another process was first, theirs stay, which are the same."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        try:
+            write_records(records, partial)
+            if not (folder / name).exists():
+                partial.rename(folder / name)
+        except OSError:
+            if not (folder / name).exists():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

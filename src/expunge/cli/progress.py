@@ -74,8 +74,11 @@ class Display:
             return ""
         parts = [f"{self._step} steps" if self._step == self._total else f"step {self._step} of {self._total}"]
         for name in self._probes[0] if self._probes else ():
-            first, last = self._probes[0][name], self._probes[-1][name]
+            # A run that rewinds is probed for its errors too.
+            last = next(probe[name] for probe in reversed(self._probes) if name in probe)
+            first = self._probes[0][name]
             parts.append(f"{name.partition('.')[0]} {first:.2f} → {last:.2f}")
+        parts += [f"back to step {probe['rewind.step']:.0f}" for probe in self._probes if "rewind.step" in probe]
         return ", ".join(parts)
 
     def _end(self, *, good: bool) -> None:

@@ -22,7 +22,7 @@ CONSTANTS: Mapping[str, Mapping[str, Any]] = {
     "weight_averaging": {"start": 100, "every": 5},
     "gru": {"average": 0.0},
     "blur": {"gamma": 1.0},
-    "lat": {"layer": None, "radius": 1.0, "iterations": 16, "rate": 0.05},
+    "lat": {"layer": None, "radius": 0.1, "iterations": 16, "rate": 0.02},
 }
 
 
@@ -52,7 +52,7 @@ class WrapperConfig(BaseModel):
     )
     radius: float | None = Field(
         None, gt=0, description="curvature: how far away the gradient is compared, 0.1; lat: bound on the change of a "
-        "hidden state, as a share of its norm, 1",
+        "hidden state, as a share of its norm, 0.1",
     )  # fmt: skip
     start: int | None = Field(None, ge=0, description="weight_averaging: steps before the first average; 100")
     every: int | None = Field(None, ge=1, description="weight_averaging: steps between averages; 5")
@@ -60,7 +60,7 @@ class WrapperConfig(BaseModel):
     gamma: float | None = Field(None, ge=0, description="blur: share of the forget loss's own descent kept; 1")
     layer: int | None = Field(None, ge=0, description="lat: decoder block whose output is attacked; default: middle")
     iterations: int | None = Field(None, ge=1, description="lat: steps of the attack; 16")
-    rate: float | None = Field(None, gt=0, description="lat: length of a step of the attack, share of the norm; 0.05")
+    rate: float | None = Field(None, gt=0, description="lat: length of a step of the attack, share of the norm; 0.02")
 
     @model_validator(mode="before")
     @classmethod

@@ -72,9 +72,8 @@ def verdicts(view: ReportView) -> str:
     first = view.regimes[0].thresholds
     rule = (
         f"Reversible: relearning undid at least {1 - first['residue']:.0%} of the drop on the forget set. "
-        f"Catastrophic: the retain set lost more than {first['collateral']:.0%} of its value. Where the interval of the recovery "
-        "holds the threshold, the verdict is marked as open. Thresholds are a choice, printed so that others can be "
-        "applied."
+        f"Catastrophic: the retain set lost more than {first['collateral']:.0%} of its value. A verdict is open where the interval "
+        "of the recovery holds the threshold. Thresholds are a choice, printed so that others can be applied."
     )
     return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
 

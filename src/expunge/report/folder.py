@@ -240,7 +240,8 @@ def _attacks(audit: Mapping[str, Any]) -> dict[str, Any]:
     """Return what attacks found, as fields of the view."""
     curves = curves_of(audit)
     return {
-        "attacks_run": kinds_run(audit), "relearning": curves[0] if curves else None, "more_relearning": tuple(curves[1:]),
+        "attacks_run": kinds_run(audit), "relearning": curves[0] if curves else None,
+        "more_relearning": tuple(curves[1:]),
         "attacks": tuple(rows_of(audit)), "regimes": tuple(regimes_of(audit)),
     }  # fmt: skip
 

@@ -181,6 +181,7 @@ svg .value{font-variant-numeric:tabular-nums}
 .leader{stroke:var(--muted);stroke-width:.8}
 .mark{fill:currentColor;stroke:var(--surface);stroke-width:1}
 .mark.ring{fill:none;stroke:currentColor;stroke-width:2}
+.dot{fill:currentColor;opacity:.4}
 .whisker{stroke:currentColor;stroke-width:1.6;opacity:.6}
 .curve{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}
 .mt,.mr{color:var(--ink)}

@@ -214,7 +214,8 @@ class Trainer:
     def _rewind(self, rewinder: Rewinder, result: TrainingResult) -> TrainingResult:
         """Put the chosen epoch's weights back and say so."""
         choice = rewinder.restore(self._model)
-        self._tell(self._step, {"rewind.step": choice.step, "rewind.target_nll": choice.target_nll})
+        seen = {} if self._probe is None else self._probe(self._model)
+        self._tell(self._step, {"rewind.step": choice.step, "rewind.target_nll": choice.target_nll, **seen})
         return replace(result, notes={**result.notes, "rewind": choice.to_dict()})
 
     def _save(self, optimizer: torch.optim.Optimizer, rule: GradientRule) -> None:

@@ -41,7 +41,8 @@ def build_rule(config: WrapperConfig, model: nn.Module, *, steps: int, half_prec
         half_precision: matrices are rounded to 16 bits before they are multiplied.
 
     Raises:
-        RecipeError: if that would round away what the wrapper looks at, the averaging would begin after the last step, or the model has no such decoder block.
+        RecipeError: if that would round away what the wrapper looks at, the averaging would begin after the last step,
+            or the model has no such decoder block.
     """
     constants = config.constants()
     if half_precision and config.name in _LOOK_NEARBY:

@@ -149,8 +149,8 @@ def test_the_same_items_are_needed() -> None:
 def records(hits: dict[str, list[list[int]]]) -> Records:
     scored = [
         ScoredItem(
-            set=name, id=f"{name}-{k}", subject=f"s{k}", variant="answer", variant_index=0, ids_hash="", logp=[-0.1] * len(
-                flags), correct=flags, mu=[], sigma2=[], ends_with_eos=False, zlib_bytes=1,
+            set=name, id=f"{name}-{k}", subject=f"s{k}", variant="answer", variant_index=0, ids_hash="",
+            logp=[-0.1] * len(flags), correct=flags, mu=[], sigma2=[], ends_with_eos=False, zlib_bytes=1,
         )
         for name, items in hits.items()
         for k, flags in enumerate(items)

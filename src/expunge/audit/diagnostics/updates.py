@@ -9,7 +9,8 @@ singular values).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,9 @@ class LayerUpdate:
         relative: `norm` over the norm of the weights before.
         largest: largest change of one weight.
         moved: share of the weights that changed at all.
+        stable_rank: median over its matrices; None where none of them has one.
+        effective_rank: the same.
+        full_rank: median of the largest rank they could have; None without matrices.
         matrices: those of its weights that are matrices.
     """
 
@@ -54,6 +58,9 @@ class LayerUpdate:
     relative: float
     largest: float
     moved: float
+    stable_rank: float | None
+    effective_rank: float | None
+    full_rank: float | None
     matrices: tuple[MatrixUpdate, ...] = field(default=())
 
 
@@ -107,7 +114,9 @@ def _layer(layer: int, names: list[str], before: Mapping[str, Tensor], after: Ma
     size = math.sqrt(change)
     return LayerUpdate(
         layer=layer, norm=size, relative=size / math.sqrt(base) if base else 0.0, largest=largest, moved=moved / total,
-        matrices=tuple(matrices),
+        stable_rank=_median(matrix.stable_rank for matrix in matrices),
+        effective_rank=_median(matrix.effective_rank for matrix in matrices),
+        full_rank=_median(matrix.full_rank for matrix in matrices), matrices=tuple(matrices),
     )  # fmt: skip
 
 
@@ -122,6 +131,11 @@ def _matrix(name: str, delta: Tensor, base: float) -> MatrixUpdate:
         name=name, norm=size, relative=size / base if base else 0.0, stable_rank=stable, effective_rank=effective,
         full_rank=side, reason=reason,
     )  # fmt: skip
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _unlike(problem: str, name: str) -> InputDataError:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relearning: the same training for every model, facts that were never shown, and what comes back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from expunge.attacks.base import REFERENCE
+from expunge.attacks.registry import run_attacks
+from expunge.attacks.relearn_data import fold_of, rounds
+from expunge.attacks.relearning import Relearning, RelearningConfig
+from expunge.data.examples import Example
+from expunge.errors import InputDataError
+
+SETTINGS = {"how": ["full"], "learning_rates": [1e-3], "budgets": [2, 6], "batch_size": 8}
+
+
+def facts(subjects=3, each=5):
+    return [
+        Example(id=f"{s}-{k}", prompt=f"q{k}", answer="a", subject=f"s{s}")
+        for s in range(subjects)
+        for k in range(each)
+    ]
+
+
+def test_folds_deal_every_subject_out_evenly():
+    fold = np.array(fold_of(facts(), 5, seed=3)).reshape(3, 5)
+    assert [sorted(row) for row in fold.tolist()] == [[0, 1, 2, 3, 4]] * 3
+    assert fold_of(facts(), 5, seed=3) == fold_of(facts(), 5, seed=3) != fold_of(facts(), 5, seed=4)
+    uneven = np.bincount(fold_of(facts(4, 3), 5, seed=0))
+    assert uneven.max() - uneven.min() <= 1
+    with pytest.raises(InputDataError, match="folds"):
+        fold_of(facts(1, 2), 5, seed=0)
+
+
+def test_related_facts_tested_were_never_shown_and_each_is_tested_once():
+    parts = rounds("related", facts(), (), folds=5, rotations=5, seed=0)
+    for part in parts:
+        assert not {e.id for e in part.shown} & {e.id for e in part.tested}
+        assert len(part.shown) == 12
+        assert {e.subject for e in part.shown} == {e.subject for e in part.tested} == {"s0", "s1", "s2"}
+    assert sorted(e.id for part in parts for e in part.tested) == sorted(e.id for e in facts())
+    assert len(rounds("related", facts(), (), folds=5, rotations=2, seed=0)) == 2
+
+
+def test_what_was_hidden_comes_back_faster_than_the_reference_learns(lab):
+    (result,) = run_attacks(
+        ["relearning"], lab.context("target", "unlearned"), {"relearning": {**SETTINGS, "on": ["related"]}}
+    )
+    curve = next(c for c in result.curves if c.metric == "forget.probability")
+    assert [budget for budget, _ in curve.points[REFERENCE]] == [0, 2, 6]
+    own, control = (dict(curve.points[name]) for name in ("unlearned", REFERENCE))
+    assert abs(own[0].value - control[0].value) < 0.15  # on outputs alone the two look alike
+    assert own[6].value > control[6].value + 0.2
+    finding = next(f for f in result.findings if f.model == "unlearned" and f.metric == "forget.probability")
+    assert finding.value.value == own[6].value
+    assert list(finding.controls)[0] == REFERENCE
+    assert finding.differences[REFERENCE].value == pytest.approx(own[6].value - control[6].value)
+    assert finding.more["relearn_robustness"].value < 0.7
+    verdict = result.notes["regimes"]["unlearned"]["related, all weights"]
+    assert verdict["label"].endswith("catastrophic")
+    assert verdict["recovery"]["value"] > verdict["control"]["value"] + 0.2
+    assert "no drop" in result.notes["regimes"]["target"]["related, all weights"]["label"]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_point_of_the_curve_is_what_a_run_of_that_length_ends_with(lab):
+    def last(budgets):
+        settings = {"relearning": {**SETTINGS, "on": ["forget"], "budgets": budgets}}
+        (result,) = run_attacks(["relearning"], lab.context(), settings)
+        return {name: dict(points) for name, points in result.curves[0].points.items()}
+
+    long, short = last([1, 3]), last([1])
+    for name in ("unlearned", REFERENCE):
+        assert short[name][1].value == long[name][1].value  # also: the same seed gives the same bytes
+
+
+def test_budgets_in_examples_and_lora(lab):
+    settings = {"on": ["forget"], "how": ["lora"], "unit": "examples", "budgets": [1, 16], "epochs": 2,
+                "lora": {"r": 4, "alpha": 8}, "lora_learning_rates": [1e-4, 1e-2]}  # fmt: skip
+    (result,) = run_attacks(["relearning"], lab.context(), {"relearning": settings})
+    curve = result.curves[0]
+    assert curve.budget_unit == "examples shown"
+    points = dict(curve.points["unlearned"])
+    assert points[16].value > points[1].value
+    rates = result.notes["learning_rates"]["forget, LoRA, probability"]["unlearned"]
+    assert len(rates) == 3
+    assert rates[-1] == 1e-2  # the attacker takes the better of the two
+
+
+def test_unrelated_text_and_a_rate_that_diverges(lab):
+    settings = {**SETTINGS, "on": ["unrelated"], "learning_rates": [1e-3, 1e30], "budgets": [2]}
+    (result,) = run_attacks(["relearning"], lab.context(), {"relearning": settings})
+    assert "unrelated text" in result.curves[0].title
+    assert result.curves[0].points["unlearned"][-1][1].n == len(lab.splits.forget)
+
+
+def test_without_unrelated_text_it_is_left_out_by_default(lab):
+    from expunge.attacks.relearning import kinds
+
+    assert kinds(RelearningConfig(), lab.context()) == ("forget", "related", "unrelated")
+    assert kinds(RelearningConfig(), lab.context(unrelated=())) == ("forget", "related")
+    assert Relearning.card.needs == ("forget", "reference")
