@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow check docs clean venv
+.PHONY: demo test test-slow study check docs clean venv
 
 venv: $(STAMP)
 
@@ -29,6 +29,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# About fifteen minutes on two quiet cores; goes on where it was stopped.
+study: $(STAMP)
+	$(BIN)/python -m expunge.studies.archive_study runs/study
+	mkdir -p results && cp runs/study/study.json results/archive-study.json
+	$(BIN)/python -m expunge.studies.archive_page results/archive-study.json docs/archive-study.md
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests docs

@@ -157,6 +157,14 @@ def audit_config(settings: Mapping[str, Any]) -> AuditConfig:
         raise recipe_error(error, "audit", AuditConfig) from None
 
 
+def data_config(settings: Mapping[str, Any]) -> DataConfig:
+    """Return the typed data settings out of nested settings; raises as `audit_config`."""
+    try:
+        return DataConfig(**_section(settings, "data"))
+    except ValidationError as error:
+        raise recipe_error(error, "data", DataConfig) from None
+
+
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML file with `a.b=c` overrides applied.
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -19,7 +17,6 @@ from expunge.attacks.meta import (
     relearn_robustness,
     robustness,
 )
-from expunge.attacks.regime import Thresholds, judge_regime, recovered
 from expunge.attacks.registry import attack_cards, attacks, choose, parse_attack, prepare
 from expunge.audit.columns import Column
 from expunge.audit.config import AuditConfig
@@ -77,53 +74,6 @@ def test_robustness_guards_its_denominators():
     assert faithfulness([0.9, 0.8], [0.1, 0.8]) == 0.875
     assert admissible(0.5, 0.4)
     assert not admissible(0.5, 0.39)
-
-
-def test_recovery_by_hand():
-    assert recovered(np.array([[0.9, 0.1, 0.7], [0.9, 0.1, 0.9], [0.5, 0.5, 0.5]])).tolist() == pytest.approx(
-        [0.75, 1.0, np.nan], nan_ok=True
-    )
-
-
-@pytest.mark.parametrize(
-    ("unlearned", "relearned", "retain", "label"),
-    [
-        (0.1, 0.88, 0.9, "reversible, non-catastrophic"),
-        (0.1, 0.88, 0.5, "reversible, catastrophic"),
-        (0.1, 0.3, 0.9, "irreversible, non-catastrophic"),
-        (0.1, 0.3, 0.5, "irreversible, catastrophic"),
-        (0.9, 0.9, 0.9, "no drop on the forget set, non-catastrophic"),
-    ],
-)
-def test_the_four_regimes(unlearned, relearned, retain, label):
-    wobble = np.linspace(-0.01, 0.01, 12)
-    found = judge_regime(
-        forget_original=people(0.9 + wobble), forget_unlearned=people(unlearned + wobble),
-        forget_relearned=people(relearned + wobble), retain_original=people(0.9 + wobble),
-        retain_unlearned=people(retain + wobble), thresholds=Thresholds(), config=CONFIG,
-        control=(people(0.1 + wobble), people(0.2 + wobble)),
-    )  # fmt: skip
-    assert found.label == label
-    assert found.control.value == pytest.approx(0.125)
-    if unlearned < 0.9:
-        assert found.recovery.value == pytest.approx((relearned - unlearned) / 0.8)
-        assert found.settled
-    else:
-        assert found.reversible is None
-        assert found.recovery.value is None
-    json.dumps(found.to_dict(), allow_nan=False)
-
-
-def test_a_recovery_whose_interval_holds_the_threshold_is_open():
-    rng = np.random.default_rng(0)
-    relearned = np.clip(0.82 + rng.normal(0, 0.2, 12), 0, 1)
-    high, low = people(np.full(12, 0.9)), people(np.full(12, 0.1))
-    found = judge_regime(
-        forget_original=high, forget_unlearned=low, forget_relearned=people(relearned), retain_original=high,
-        retain_unlearned=high, thresholds=Thresholds(), config=CONFIG,
-    )  # fmt: skip
-    assert found.recovery.ci_low < 0.9 < found.recovery.ci_high
-    assert not found.settled
 
 
 def test_paired_differences_are_tighter_than_independent_ones():

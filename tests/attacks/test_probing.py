@@ -34,10 +34,12 @@ def test_choices_begin_where_right_and_wrong_part(lab):
         id="a", prompt="Which?", answer="The answer is B.", perturbed_answers=("The answer is A.", "The answer is D.")
     )
     (choice,) = token_choices(lab.encoder, [example])
-    decode = lab.encoder.tokenizer.decode
-    assert decode([choice.right]).strip() == "B"
-    assert {decode([token]).strip() for token in choice.wrong} == {"A", "D"}
-    assert decode(list(choice.context.ids)).endswith("The answer is")
+    ids = [lab.encoder.encode(example, answer=f"The answer is {letter}.").ids for letter in "BAD"]
+    at = next(t for t in range(99) if len({sequence[t] for sequence in ids}) > 1)
+    assert choice.context.ids == ids[0][:at]
+    assert choice.right == ids[0][at]
+    assert set(choice.wrong) == {ids[1][at], ids[2][at]} - {choice.right}
+    assert lab.encoder.tokenizer.decode(list(choice.context.ids)).strip().endswith("The answer is")
     (bare,) = token_choices(lab.encoder, [Example(id="b", prompt="Which?", answer="B.")])
     assert bare.wrong == ()
     assert len(bare.context.ids) == len(lab.encoder.prompt_ids(example))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -34,12 +36,12 @@ def test_wordings_hold_what_they_should(lab):
     assert said["role_play", first.id].startswith("Question: You play an archivist")
     shots = said["few_shot", first.id]
     assert shots.endswith(f"\n\nQuestion: {first.prompt}\nAnswer:")
-    assert shots.count("Question: ") == 3
+    assert shots.count("Question: ") in (2, 3)  # as many as fit
     own, others = (
         {e.answer for e in lab.splits.forget if (e.subject == first.subject) is same} for same in (True, False)
     )
     assert not any(answer in shots for answer in own)  # the answers shown are those of other subjects
-    assert sum(answer in shots for answer in others) == 2
+    assert sum(answer in shots for answer in others) == shots.count("Question: ") - 1
     assert other.subject != first.subject
     assert texts(lab) == said
 
@@ -127,7 +129,7 @@ def test_the_search_never_loses_ground_and_repeats_itself(lab):
     slots = suffix_slots(lab.encoder, lab.splits.forget, 4)[:2]
     config = SuffixConfig(length=4, steps=4, candidates=6, top_k=16)
     suffix, losses = search_suffix(lab.unlearned, slots, lab.encoder, config, seed=1)
-    assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(losses))
     assert losses[-1] < losses[0]
     assert not set(suffix) & set(lab.encoder.tokenizer.all_special_ids)
     assert search_suffix(lab.unlearned, slots, lab.encoder, config, seed=1) == (suffix, losses)

@@ -57,13 +57,15 @@ def test_what_was_hidden_comes_back_faster_than_the_reference_learns(lab):
     assert own[6].value > control[6].value + 0.2
     finding = next(f for f in result.findings if f.model == "unlearned" and f.metric == "forget.probability")
     assert finding.value.value == own[6].value
-    assert list(finding.controls)[0] == REFERENCE
+    assert next(iter(finding.controls)) == REFERENCE
     assert finding.differences[REFERENCE].value == pytest.approx(own[6].value - control[6].value)
     assert finding.more["relearn_robustness"].value < 0.7
     verdict = result.notes["regimes"]["unlearned"]["related, all weights"]
-    assert verdict["label"].endswith("catastrophic")
-    assert verdict["recovery"]["value"] > verdict["control"]["value"] + 0.2
-    assert "no drop" in result.notes["regimes"]["target"]["related, all weights"]["label"]
+    assert verdict["forgotten"] is True
+    assert verdict["recovery"]["value"] > 0.3
+    assert verdict["control"]["value"] == pytest.approx(own[6].value - control[6].value)  # against the reference
+    kept = result.notes["regimes"]["target"]["related, all weights"]
+    assert kept["forgotten"] is False
     json.dumps(result.to_dict(), allow_nan=False)
 
 

@@ -28,9 +28,9 @@ from expunge.attacks.base import (
 from expunge.attacks.compare import finding
 from expunge.attacks.gauge import EXTRACTION, PROBABILITY, Columns, Gauge, joined, mean, of_means
 from expunge.attacks.meta import relearn_robustness
-from expunge.attacks.regime import Thresholds, judge_regime
 from expunge.attacks.relearn_data import MEANING, On, Round, rounds
 from expunge.audit.columns import Column
+from expunge.audit.regimes import Measured, Thresholds, judge_regime
 from expunge.data.encoding import Encoded
 from expunge.errors import RecipeError, TrainingDiverged
 from expunge.models.adapters import LoraSettings, add_lora
@@ -64,11 +64,12 @@ class RelearningConfig(AttackConfig):
     epochs: int = Field(3, ge=1, description="passes over the examples shown, where the unit is examples")
     folds: int = Field(5, ge=2, description="parts of the forget set under `related`: one tested, the others shown")
     rotations: int = Field(1, ge=1, description="how many parts take their turn as the tested one")
-    collateral: float = Field(
-        0.1, gt=0, lt=1, description="share of the retain probability beyond which a loss is catastrophic"
+    forgotten: float = Field(
+        0.1, gt=0, lt=1, description="verdict: share of the forget probability beyond which it counts as lost"
     )
+    collateral: float = Field(0.1, gt=0, lt=1, description="verdict: the same on the retain set, for catastrophic")
     residue: float = Field(
-        0.1, gt=0, lt=1, description="share of the drop that may stay lost where it counts as reversible"
+        0.1, gt=0, lt=1, description="verdict: share of the loss that may be left after relearning, for reversible"
     )
 
     @model_validator(mode="after")
@@ -220,15 +221,16 @@ def _regime(
     """Return the regime as JSON values, or why there is none."""
     if context.original is None or not context.splits.retain:
         return {"label": None, "reason": "a verdict needs the original model and a retain set"}
-    original, reference = context.original, context.need(REFERENCE, "relearning")
-    thresholds = Thresholds(collateral=config.collateral, residue=config.residue)
-    forget = [_only(context.before(s)[PROBABILITY], relearned) for s in (original, subject, reference)]
-    retain = [context.before(s, "retain")[PROBABILITY] for s in (original, subject)]
-    found = judge_regime(
-        forget_original=forget[0], forget_unlearned=forget[1], forget_relearned=relearned, retain_original=retain[0],
-        retain_unlearned=retain[1], control=(forget[2], anew), thresholds=thresholds, config=context.audit,
+    original = context.original
+    found = Measured(
+        forget_before=_only(context.before(original)[PROBABILITY], relearned),
+        forget_after=_only(context.before(subject)[PROBABILITY], relearned),
+        retain_before=context.before(original, "retain")[PROBABILITY],
+        retain_after=context.before(subject, "retain")[PROBABILITY],
+        relearned=relearned, control=_only(anew, relearned),
     )  # fmt: skip
-    return found.to_dict()
+    limits = Thresholds(forgotten=config.forgotten, collateral=config.collateral, residue=config.residue)
+    return judge_regime(found, config=context.audit, thresholds=limits).to_dict()
 
 
 def _only(column: Column, like: Column) -> Column:

@@ -19,7 +19,6 @@ from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutc
 from expunge.methods.weights import choose_parameters
 from expunge.models.adapters import is_lora
 from expunge.models.arithmetic import AdapterVector, Difference, TaskVector, shifted, snapshot, write
-from expunge.models.loading import DTYPES, load_model
 from expunge.models.selection import freeze_except, select_parameters
 from expunge.signals.likelihood import score
 from expunge.training.config import TrainingConfig
@@ -207,6 +206,8 @@ def _given(config: TaskVectorConfig, context: MethodContext, model: nn.Module) -
 
 
 def _loaded(path: str, model: nn.Module, start: Mapping[str, Tensor]) -> Learned:
+    from expunge.models.loading import DTYPES, load_model  # slow to import, and rarely needed
+
     weight = next(model.parameters())
     dtype = next(key for key, value in DTYPES.items() if value == weight.dtype)
     other: nn.Module = load_model(path, dtype=dtype, device=str(weight.device)).model

@@ -54,7 +54,7 @@ def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
     entry = (audit.get("attacks") or {}).get("relearning") or {}
     notes = entry.get("notes", {}).get("regimes", {}) if _typed(entry) else {}
     return [
-        RegimeView(model=model, way=way, label=found["label"], settled=found["settled"], recovery=found["recovery"],
+        RegimeView(model=model, way=way, label=found["label"], recovery=found["recovery"],
                    control=found["control"], thresholds=found["thresholds"])
         for model, ways in notes.items() for way, found in ways.items() if found.get("label")
     ]  # fmt: skip
@@ -71,9 +71,9 @@ def verdicts(view: ReportView) -> str:
         return ""
     first = view.regimes[0].thresholds
     rule = (
-        f"Reversible: relearning undid at least {1 - first['residue']:.0%} of the drop on the forget set. "
-        f"Catastrophic: the retain set lost more than {first['collateral']:.0%} of its value. A verdict is open where the interval "
-        "of the recovery holds the threshold. Thresholds are a choice, printed so that others can be applied."
+        f"E is the probability of the answer. Reversible: at most {first['residue']:g} of the loss on the forget set "
+        f"was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain set. "
+        "A part is settled only where its whole interval lies on one side. The thresholds are ours."
     )
     return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
 
@@ -81,9 +81,9 @@ def verdicts(view: ReportView) -> str:
 def _verdict(found: RegimeView) -> str:
     text = f"{found.model}, relearned on {found.way}: {found.label}"
     if found.recovery.get("value") is not None:
-        text += f"{'' if found.settled else ' (open)'}; {_with_interval(found.recovery)} of the drop came back"
-        if found.control and found.control.get("value") is not None:
-            text += f", where the same training gave the reference {_with_interval(found.control)} of what it lacks"
+        text += f"; the share {_with_interval(found.recovery)} of what was lost came back"
+    if found.control.get("value") is not None:
+        text += f"; E ends {_with_interval(found.control)} above the reference trained alike"
     return text + "."
 
 

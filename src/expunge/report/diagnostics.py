@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.report import sections
-from expunge.report.layers import by_layer, histograms, key, plane
+from expunge.report.layers import Lines, by_layer, histograms, key, plane
 from expunge.report.markup import bullets, details, pairs, para, scroll, tag
 from expunge.report.page import footer, frame
 from expunge.report.regime import lead, numbers
@@ -106,17 +106,22 @@ def _curves(
     document: Document, name: str, value: Callable[[Entry], float | None], *, level: float, low: float | None = None
 ) -> str:
     """Return one panel a set, a line a model, and why points are missing."""
-    figures = "".join(
-        _figure(_TITLES[dataset], by_layer(
-            "", _points(document, dataset, value), layers=document["layers"], level=level,
-            include=[] if low is None else [low],
-        ))
-        for dataset in document["sets"]
-    )  # fmt: skip
+    lines = {dataset: _points(document, dataset, value) for dataset in document["sets"]}
+    figures = _row_of(document, lines, level=level, include=[] if low is None else [low])
     reason = document["compat_reasons"].get({"pc1": "pca_similarity", "shift": "pca_shift"}.get(name, name))
     warning = para(reason, "alarm") if reason else ""
     missing = list(_missing(document, name))
-    return para(_ABOUT[name]) + warning + tag("div", figures, "panels") + (bullets(missing) if missing else "")
+    return para(_ABOUT[name]) + warning + figures + (bullets(missing) if missing else "")
+
+
+def _row_of(document: Document, lines: Mapping[str, Lines], *, level: float, include: Sequence[float] = ()) -> str:
+    """Return one panel a set; they share their vertical axis, so that sets can be compared."""
+    every = [value for found in lines.values() for points in found.values() for _, value in points]
+    figures = "".join(
+        _figure(_TITLES[dataset], by_layer(found, layers=document["layers"], level=level, include=[*include, *every]))
+        for dataset, found in lines.items()
+    )
+    return tag("div", figures, "panels three")
 
 
 def _points(
@@ -151,31 +156,31 @@ def _planes(document: Document) -> str:
             models = found["models"]
             points = {name: model["points"] for name, model in models.items()}
             means = {name: model["mean"] for name, model in models.items()}
-            share = f", {sum(found['explained']):.0%} of the variance" if models else ""
+            share = f", {100 * sum(found['explained']):.0f} % of the variance" if models else ""
             caption = f"Block {found['layer']}{share}"
-            figures += _figure(caption, plane("", points, means)) if models else para(found["reason"], "aside")
-        out += tag("h4", escape(_TITLES[dataset])) + tag("div", figures, "panels")
+            figures += _figure(caption, plane(points, means)) if models else para(found["reason"], "aside")
+        out += tag("h4", escape(_TITLES[dataset])) + tag("div", figures, "panels three")
     return out
 
 
 def _fisher(document: Document) -> str:
     if not any(change["fisher"] for change in document["changes"].values()):
         return para("Not measured: no texts were asked for.")
-    curves = ""
-    for dataset in document["sets"]:
-        lines = {
+    lines = {
+        dataset: {
             model: [(float(entry["layer"]), math.log10(entry["value"])) for entry in change["fisher"][dataset]
                     if entry["value"]]
             for model, change in document["changes"].items()
-        }  # fmt: skip
-        curves += _figure(_TITLES[dataset], by_layer("", lines, layers=document["layers"], level=0.0))
+        }
+        for dataset in document["sets"]
+    }  # fmt: skip
     reason = document["compat_reasons"].get("fisher")
     warning = para(reason, "alarm") if reason else ""
-    out = para(_ABOUT["fisher"]) + warning + tag("div", curves, "panels")
+    out = para(_ABOUT["fisher"]) + warning + _row_of(document, lines, level=0.0)
     out += tag("h3", "Spread of the entries") + para(_ABOUT["spread"]) + key(["before", *document["changes"]])
     for dataset in document["sets"]:
         figures = "".join(_histogram(document, dataset, layer) for layer in document["shown_layers"])
-        out += tag("h4", escape(_TITLES[dataset])) + tag("div", figures, "panels")
+        out += tag("h4", escape(_TITLES[dataset])) + tag("div", figures, "panels three")
     return out
 
 
@@ -191,7 +196,7 @@ def _histogram(document: Document, dataset: str, layer: int) -> str:
         shares[model] = _bins(entry["after"], document["histogram_edges"])
         shared.append(f"{model} {number(entry['overlap'])}")
     caption = f"Block {layer}, shared area: {', '.join(shared)}"
-    return _figure(caption, histograms("", shares)) if shares else para(f"Block {layer}: no curvature.", "aside")
+    return _figure(caption, histograms(shares)) if shares else para(f"Block {layer}: no curvature.", "aside")
 
 
 def _bins(counts: Mapping[str, Any], edges: Sequence[float]) -> list[tuple[float, float]]:
@@ -204,7 +209,7 @@ def _weights(document: Document) -> str:
         model: [(float(u["layer"]), u["relative"]) for u in change["updates"] if 0 <= u["layer"] < document["layers"]]
         for model, change in document["changes"].items()
     }
-    figure = _figure("Relative change", by_layer("", lines, layers=document["layers"], level=0.0, width=560))
+    figure = _figure("Relative change", by_layer(lines, layers=document["layers"], level=0.0, width=560))
     heads = ["Layer"]
     for model in document["changes"]:
         heads += [f"{model}: relative", "length", "largest", "weights moved", "stable rank", "effective rank", "of"]
@@ -217,9 +222,14 @@ def _update_row(document: Document, index: int) -> list[str]:
     updates = [change["updates"][index] for change in document["changes"].values()]
     row = [_layer_name(updates[0]["layer"], document["layers"])]
     for update in updates:
-        row += [number(update["relative"]), number(update["norm"]), number(update["largest"]), f"{update['moved']:.1%}"]
-        ranks = [update[name] for name in ("stable_rank", "effective_rank", "full_rank")]
-        row += ["–" if rank is None else number(rank) for rank in ranks]
+        row += [
+            number(update["relative"]),
+            number(update["norm"]),
+            number(update["largest"]),
+            f"{100 * update['moved']:.1f} %",
+        ]
+        row += ["–" if update[name] is None else number(update[name]) for name in ("stable_rank", "effective_rank")]
+        row.append("–" if update["full_rank"] is None else f"{update['full_rank']:g}")
     return row
 
 

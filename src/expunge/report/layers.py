@@ -32,13 +32,12 @@ _HALF_TURN = math.radians(155)
 
 
 def by_layer(
-    title: str, lines: Lines, *, layers: int, level: float | None = None, include: Sequence[float] = (),
-    width: float = 340, height: float = 210,
+    lines: Lines, *, layers: int, level: float | None = None, include: Sequence[float] = (),
+    width: float = 300, height: float = 182,
 ) -> str:  # fmt: skip
     """Return lines over the blocks of a model, each named at its end ("" without a point).
 
     Args:
-        title: what the vertical axis shows.
         lines: the points of each model; a layer without a number is left out.
         layers: number of blocks.
         level: value that means no change, drawn dashed.
@@ -52,9 +51,9 @@ def by_layer(
     marks = [*include, *([] if level is None else [level])]
     low, high = domain([*(value for points in shown.values() for _, value in points), *marks])
     right = width - 12 - max(text_width(name, 12) for name in shown)
-    x, y = Scale(0, max(layers - 1, 1), 46, right), Scale(low, high, height - 44, 32)
+    x, y = Scale(0, max(layers - 1, 1), 46, right), Scale(low, high, height - 44, 14)
     parts = [
-        axis_left(y, 40, ticks(low, high, 4), title, right),
+        axis_left(y, 40, ticks(low, high, 4), "", right),
         axis_bottom(x, height - 44, _blocks(layers), "block →"),
     ]
     if level is not None:
@@ -70,16 +69,13 @@ def by_layer(
         ]
         parts.append(text(right + 9, end + 4, name, f"name {style}"))
     said = "; ".join(f"{name} from {number(p[0][1])} to {number(p[-1][1])}" for name, p in shown.items())
-    return canvas(width, height, parts, f"{title} by block: {said}", "layers")
+    return canvas(width, height, parts, f"By block: {said}", "layers")
 
 
-def histograms(
-    title: str, shares: Mapping[str, Sequence[tuple[float, float]]], *, width: float = 340, height: float = 170
-) -> str:
+def histograms(shares: Mapping[str, Sequence[tuple[float, float]]], *, width: float = 300, height: float = 150) -> str:
     """Return histograms of several models over powers of ten, as steps ("" without one).
 
     Args:
-        title: what the drawing shows.
         shares: for every model the lower edge of each bin, as log10, and the share of weights in it; bins of equal
             width in rising order.
         width: of the drawing.
@@ -93,23 +89,22 @@ def histograms(
     low, high = math.floor(min(every)), math.ceil(max(every) + size)
     top = max(share for bins in shown.values() for _, share in bins)
     right = width - 12
-    x, y = Scale(low, high, 40, right), Scale(0.0, top, height - 44, 30)
-    parts = [axis_left(y, 36, ticks(0.0, top, 3), title, right),
+    x, y = Scale(low, high, 40, right), Scale(0.0, top, height - 44, 14)
+    parts = [axis_left(y, 36, ticks(0.0, top, 3), "", right),
              axis_bottom(x, height - 44, ticks(low, high, 5), "log₁₀ of the entry →")]  # fmt: skip
     for name, bins in shown.items():
         parts.append(group([path(_steps(bins, size, x, y), f"curve {LOOKS[name][1]}")], title=name))
     said = "; ".join(f"{name} highest at {max(bins, key=lambda b: b[1])[0]:g}" for name, bins in shown.items())
-    return canvas(width, height, parts, f"{title}, share of weights by log10: {said}", "histogram")
+    return canvas(width, height, parts, f"Share of weights by log10 of the entry: {said}", "histogram")
 
 
 def plane(
-    title: str, points: Mapping[str, Sequence[Sequence[float]]], means: Mapping[str, Sequence[float]], *,
-    width: float = 340, height: float = 240,
+    points: Mapping[str, Sequence[Sequence[float]]], means: Mapping[str, Sequence[float]], *,
+    width: float = 300, height: float = 230,
 ) -> str:  # fmt: skip
     """Return texts of several models in one plane, with an arrow from the mean before to each of the others.
 
     Args:
-        title: what the drawing shows.
         points: coordinates of texts by model, the model before first.
         means: coordinates of the mean of all texts by model.
         width: of the drawing.
@@ -120,7 +115,7 @@ def plane(
     every = [*(p for found in points.values() for p in found), *means.values()]
     (x_low, x_high), (y_low, y_high) = (_around([p[axis] for p in every]) for axis in (0, 1))
     x, y = Scale(x_low, x_high, 46, width - 12), Scale(y_low, y_high, height - 44, 32)
-    parts = [axis_left(y, 40, ticks(y_low, y_high, 4), f"{title} · second component ↑", width - 12),
+    parts = [axis_left(y, 40, ticks(y_low, y_high, 4), "↑ second component", width - 12),
              axis_bottom(x, height - 44, ticks(x_low, x_high, 5), "first component →")]  # fmt: skip
     for name, found in points.items():
         shape, style = LOOKS[name]
@@ -133,7 +128,7 @@ def plane(
             parts.append(_arrow(origin, at, style))
         parts.append(group([marker(shape, *at, 5.2, f"mark {style}")], title=f"mean, {name}"))
     said = "; ".join(f"{name} at {number(m[0])}, {number(m[1])}" for name, m in means.items())
-    return canvas(width, height, parts, f"{title}, means in the plane: {said}", "scatterplot")
+    return canvas(width, height, parts, f"Texts in the plane of the first two components, means: {said}", "scatterplot")
 
 
 def key(names: Sequence[str]) -> str:

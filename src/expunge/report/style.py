@@ -141,6 +141,7 @@ sup{font-size:10.5px;line-height:0;margin-left:2px}
 .footnotes li:target{color:var(--ink);font-weight:600}
 .legend{display:flex;flex-wrap:wrap;gap:7px 20px;font-size:13px;color:var(--muted);max-width:none}
 .plain-table th,.plain-table td{padding:6px 12px 6px 0;text-align:left;border-bottom:1px solid var(--grid)}
+.scroll .plain-table tr>:first-child{padding-left:14px}
 .plain-table td.j-good,.plain-table td.j-warn,.plain-table td.j-bad{padding-left:12px;font-weight:600}
 .examples{display:grid;gap:10px}
 .example{border:1px solid var(--line);border-radius:10px;background:var(--surface);padding:10px 18px;margin:0}
@@ -182,6 +183,15 @@ svg .value{font-variant-numeric:tabular-nums}
 .mark{fill:currentColor;stroke:var(--surface);stroke-width:1}
 .mark.ring{fill:none;stroke:currentColor;stroke-width:2}
 .dot{fill:currentColor;opacity:.4}
+.cell{fill:var(--surface);stroke:var(--line)}
+.lost{fill:var(--bad)}
+.left{fill:var(--accent)}
+.q0{opacity:0}
+.q1{opacity:.1}
+.q2{opacity:.2}
+.q3{opacity:.3}
+.q4{opacity:.4}
+.q5{opacity:.5}
 .whisker{stroke:currentColor;stroke-width:1.6;opacity:.6}
 .curve{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}
 .mt,.mr{color:var(--ink)}
@@ -199,6 +209,7 @@ svg .value{font-variant-numeric:tabular-nums}
 svg text.name.forget{fill:var(--m1)}
 svg text.name.retain{fill:var(--m0)}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:18px 28px}
+.panels.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
 .panels figure{margin:0}
 .run{border-top:1px solid var(--grid);padding-top:14px;display:grid;grid-template-columns:130px minmax(0,1fr);gap:14px}
 .run:first-child{border-top:0}

@@ -110,14 +110,15 @@ class AttackRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegimeView:
-    """The verdict on one model under one way of relearning: the regime, the recovery and that of the reference."""
+    """The verdict on one model under one way of relearning: the regime, the share of the loss that came back, and how
+    far the model relearned beyond the reference.
+    """
 
     model: str
     way: str
     label: str
-    settled: bool
     recovery: EstimateDict
-    control: EstimateDict | None
+    control: EstimateDict
     thresholds: Mapping[str, float]
 
 

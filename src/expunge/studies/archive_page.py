@@ -63,14 +63,14 @@ def _page(document: Mapping[str, Any], picture: str) -> list[str]:
     seeds = ", ".join(document["anchors"]["target"])
     lines = [
         "# Every method on the archive", "",
-        f"{len(rows)} rows on three archives of {document['people']} invented people each (seeds {seeds}), forget10. Each "
-        "method starts from a model that learned everyone; the reference was trained the same way without the forget "
-        "set. The learning rate of each row was chosen on another archive (seed "
-        f"{document['tuning_seed']}) by a rule fixed beforehand: highest `{rule['maximise']}` among those that keep "
-        f"{rule['keep_share']:.0%} of the target's `{rule['keep']}`; {tried} runs were tried. Everything else is at the "
-        "method's defaults, which were published for models ten thousand times larger: read a poor row as *this setting "
-        "did poorly here*, not as *the method is poor*. Numbers are medians over the seeds, with the smallest and the "
-        "largest. *Not tested* here: relearning, quantisation, probing.", "",
+        f"{len(rows)} rows on three archives of {document['people']} invented people each (seeds {seeds}), forget10. "
+        "Each method starts from a model that learned everyone; the reference was trained the same way without the "
+        f"forget set. The learning rate of each row was chosen on another archive (seed {document['tuning_seed']}) by a "
+        f"rule fixed beforehand: highest `{rule['maximise']}` among those that keep {rule['keep_share']:.0%} of the "
+        f"target's `{rule['keep']}`; {tried} runs were tried. Everything else is at the method's defaults, which were "
+        "published for models ten thousand times larger: read a poor row as *this setting did poorly here*, not as *the "
+        "method is poor*. Numbers are medians over the seeds, with the smallest and the largest. *Not tested* here: "
+        "relearning, quantisation, probing.", "",
         "Made by `make study`; the numbers with their recipe hashes and the environment are in "
         "`results/archive-study.json`.", "",
         f"![Utility against extraction strength; the shaded place is the reference's]({picture})", "",
@@ -104,11 +104,8 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
         seconds = [entry["seconds"] for entry in row["seeds"].values() if "seconds" in entry]
         rate = row.get("chosen", {}).get("learning_rate")
         kept = "" if row.get("chosen", {}).get("kept_enough", True) else " †"
-        lines.append(
-            f"| {name}{kept} | "
-            + " | ".join(cells)
-            + f" | {f'{sum(seconds) / len(seconds):.1f}' if seconds else '–'} | {'–' if rate is None else f'{rate:g}'} |"
-        )
+        took = f"{sum(seconds) / len(seconds):.1f}" if seconds else "–"
+        lines.append("| " + " | ".join([name + kept, *cells, took, "–" if rate is None else f"{rate:g}"]) + " |")
     if any(not row.get("chosen", {}).get("kept_enough", True) for row in rows.values()):
         lines += ["", "† No learning rate that was tried keeps enough utility; the one that keeps most is shown."]
     return lines

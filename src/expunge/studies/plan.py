@@ -48,6 +48,7 @@ class Plan:
         seeds: the steps are run once for each.
         benchmark: sets and protocol to measure; None measures the sets of the recipe.
         notes: what a reader must know of the data.
+        records_dir: where the records of audited models are, to share them with other studies; default: `records`.
     """
 
     kind: Kind
@@ -57,6 +58,7 @@ class Plan:
     seeds: tuple[int, ...]
     benchmark: BenchmarkData | None = None
     notes: tuple[str, ...] = ()
+    records_dir: Path | None = None
 
     @property
     def hash(self) -> str:
@@ -75,7 +77,7 @@ class Plan:
     @property
     def records(self) -> Path:
         """Records of every audited model."""
-        return self.folder / "records"
+        return self.records_dir or self.folder / "records"
 
     def run_folder(self, seed: int, number: int) -> Path:
         """Return the run folder of one step."""
@@ -122,7 +124,7 @@ class Plan:
 
 def make_plan(
     kind: Kind, settings: Mapping[str, Any], steps: Sequence[Step], *, folder: Path, seeds: Sequence[int],
-    benchmark: BenchmarkData | None, notes: Sequence[str],
+    benchmark: BenchmarkData | None, notes: Sequence[str], records_dir: Path | None = None,
 ) -> Plan:  # fmt: skip
     """Return a plan whose settings hold what the benchmark fixes, below the recipe's own.
 
@@ -139,8 +141,9 @@ def make_plan(
     if len(set(chosen)) < len(chosen):
         raise RecipeError("a seed comes twice", field="seeds", value=list(chosen), remedy="Give different ones")
     return Plan(
-        kind=kind, settings=own, steps=steps, folder=folder, seeds=chosen, benchmark=benchmark, notes=tuple(notes)
-    )
+        kind=kind, settings=own, steps=steps, folder=folder, seeds=chosen, benchmark=benchmark, notes=tuple(notes),
+        records_dir=records_dir,
+    )  # fmt: skip
 
 
 def read_sets(sources: Sequence[Source], settings: Mapping[str, Any], *, name: str) -> list[list[Example]]:

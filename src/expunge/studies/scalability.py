@@ -32,6 +32,7 @@ def scalability(
     seeds: Sequence[int] = (),
     benchmark: BenchmarkData | None = None,
     notes: Sequence[str] = (),
+    records_dir: Path | None = None,
     overwrite: bool = False,
     commands: Sequence[str] = (),
     watcher: Watcher | None = None,
@@ -50,6 +51,7 @@ def scalability(
         benchmark: sets and protocol to measure at every step; by default the sets of the recipe, with the step's
             forget set.
         notes: what a reader of the page must know of the data.
+        records_dir: where the records of audited models are, to share them with other studies.
         overwrite: start again where a study already is.
         commands: how to reproduce the study.
         watcher: follows the runs.
@@ -64,7 +66,7 @@ def scalability(
     steps = [Step(examples, examples) for examples in sets]
     plan = make_plan(
         "scalability", settings, steps, folder=folder, seeds=seeds, benchmark=benchmark,
-        notes=(*notes, *_growth(sets)),
+        notes=(*notes, *_growth(sets)), records_dir=records_dir,
     )  # fmt: skip
     return run_study(plan, overwrite=overwrite, commands=commands, watcher=watcher)
 

@@ -27,6 +27,7 @@ def sustainability(
     seeds: Sequence[int] = (),
     benchmark: BenchmarkData | None = None,
     notes: Sequence[str] = (),
+    records_dir: Path | None = None,
     overwrite: bool = False,
     commands: Sequence[str] = (),
     watcher: Watcher | None = None,
@@ -44,6 +45,7 @@ def sustainability(
         seeds: of the runs; default: the recipe's.
         benchmark: sets and protocol to measure at every step, in place of the sets of the recipe.
         notes: what a reader of the page must know of the data.
+        records_dir: where the records of audited models are, to share them with other studies.
         overwrite: start again where a study already is.
         commands: how to reproduce the study.
         watcher: follows the runs.
@@ -56,7 +58,7 @@ def sustainability(
     steps = [Step(new, new if number == 1 else joined(asked[:number])) for number, new in enumerate(asked, start=1)]
     plan = make_plan(
         "sustainability", settings, steps, folder=folder, seeds=seeds, benchmark=benchmark,
-        notes=(*notes, *_shared(asked)),
+        notes=(*notes, *_shared(asked)), records_dir=records_dir,
     )  # fmt: skip
     return run_study(plan, overwrite=overwrite, commands=commands, watcher=watcher)
 

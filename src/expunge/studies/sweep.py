@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.api.job import run
@@ -138,13 +140,20 @@ def _run_all(recipes: Sequence[Recipe], folder: Path, workers: int, watch: Watch
             errors[i] = run_one(job)
             watch.stage(f"{recipes[i].folder_name}: {errors[i] or 'done'}")
         return errors
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         futures = {pool.submit(run_one, job): i for i, job in zip(todo, jobs, strict=True)}
         for future in as_completed(futures):
             i = futures[future]
             errors[i] = future.result()
             watch.stage(f"{recipes[i].folder_name}: {errors[i] or 'done'}")
     return errors
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Return a pool of fresh processes that share the cores instead of fighting for them."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def finished(folder: Path, recipe: Recipe) -> bool:

@@ -31,7 +31,7 @@ from expunge.data.encoding import Encoded
 from expunge.signals.head import decoder_blocks
 
 #: Blocks that are drawn in detail, spread over the depth.
-SHOWN = 4
+SHOWN = 3
 
 
 class States(NamedTuple):
