@@ -65,11 +65,11 @@ def _page(document: Mapping[str, Any], picture: str) -> list[str]:
         "# Every method on the archive", "",
         f"{len(rows)} rows on three archives of {document['people']} invented people each (seeds {seeds}), forget10. "
         "Each method starts from a model that learned everyone; the reference was trained the same way without the "
-        f"forget set. The learning rate of each row was chosen on another archive (seed {document['tuning_seed']}) by a "
-        f"rule fixed beforehand: highest `{rule['maximise']}` among those that keep {rule['keep_share']:.0%} of the "
+        f"forget set. The learning rate of each row was chosen on another archive (seed {document['tuning_seed']}) by "
+        f"a rule fixed beforehand: highest `{rule['maximise']}` among those that keep {rule['keep_share']:.0%} of the "
         f"target's `{rule['keep']}`; {tried} runs were tried. Everything else is at the method's defaults, which were "
-        "published for models ten thousand times larger: read a poor row as *this setting did poorly here*, not as *the "
-        "method is poor*. Numbers are medians over the seeds, with the smallest and the largest. *Not tested* here: "
+        "published for models ten thousand times larger: read a poor row as *this setting did poorly here*, not as "
+        "*the method is poor*. Numbers are medians over the seeds, with the smallest and the largest. *Not tested* here: "
         "relearning, quantisation, probing.", "",
         "Made by `make study`; the numbers with their recipe hashes and the environment are in "
         "`results/archive-study.json`.", "",
