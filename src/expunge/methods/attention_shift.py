@@ -206,8 +206,8 @@ class AttentionShift(Method):
             "Hiding a token for its entropy means that no position attends to it; positions before it do not count.",
             "Divergences are taken at the queries that predict answer tokens.",
             "The adapter on queries and keys has rank 32, which gives the number of weights the paper reports, and is "
-            "merged at the end unless training.lora asks for one that is kept. Its scale of 8 is ours, so that a request "
-            "of tens of steps moves it.",
+            "merged at the end unless training.lora asks for one that is kept. Its scale of 8 is ours, so that a "
+            "request of tens of steps moves it.",
             "Where other weights may move, which the maps do not see, a likelihood term on retain answers is added.",
         ),
         defaults_source="paper, on TOFU: suppression 0.99, keep 60 %, learning rate 5e-4, batch 4 x 16, decay 0.01, "

@@ -35,7 +35,7 @@ METRICS = (
 #: Methods that are no gradient loop have no learning rate to search.
 ONE_SHOT = ("influence", "fisher_forget")
 #: Methods whose epochs go over the whole retain set, which is twenty times the forget set: fewer of them.
-OVER_RETAIN = ("scrub", "scrub_r", "undo", "l1_sparse")
+OVER_RETAIN = ("undo", "l1_sparse")
 #: Not part of the table: the reference itself, and what needs a model that the archive does not have.
 LEFT_OUT = ("retrain",)
 
