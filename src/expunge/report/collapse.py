@@ -15,7 +15,7 @@ from expunge.report.markup import bullets, pairs, para, tag
 from expunge.report.metrics import describe
 from expunge.report.page import footer, frame
 from expunge.report.view import ReportView
-from expunge.report.words import check_page, duration, number
+from expunge.report.words import check_page, duration, listed, number
 from expunge.runs import write_text
 
 Document = Mapping[str, Any]
@@ -66,9 +66,10 @@ def _header(document: Document, title: str) -> str:
     chip = tag("span", claim.value, f"chip claim-{claim.value}")
     banner = "" if document["complete"] else para("The map is not complete: runs are missing.", "alarm")
     said = "".join(para(sentence, "lead") for sentence in _lead(document))
-    return tag("header", banner + tag("h1", escape(title)) + said + tag(
-        "p", chip + " " + escape(SENTENCES[claim]), "claimline"
-    ))  # fmt: skip
+    sentence = tag("p", chip + " " + escape(SENTENCES[claim]), "claimline")
+    rest = escape(listed(document["not_tested"])) + "."
+    untested = tag("p", tag("strong", "Not tested: ") + rest, "nottested") if document["not_tested"] else ""
+    return tag("header", banner + tag("h1", escape(title)) + said + sentence + untested)
 
 
 def _lead(document: Document) -> list[str]:

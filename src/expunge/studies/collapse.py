@@ -18,6 +18,7 @@ from typing import Any, Literal
 from expunge.api.workspace import Silent, Watcher
 from expunge.audit.document import environment, write_json
 from expunge.audit.regimes import Thresholds
+from expunge.claims import ATTACKS
 from expunge.data.digests import data_digest
 from expunge.data.examples import Example
 from expunge.data.sources import Source
@@ -152,6 +153,7 @@ def _document(
         "settings": dict(settings), "rates": sorted(rates), "requests": list(sizes), "threshold": threshold,
         "utility": utility, "forgetting": forgetting, "complete": len(points) == len(WAYS) * len(rates),
         "cells": cells, "environment": environment(),
+        "not_tested": [name for name in ATTACKS if not all(name in point["attacks_run"] for point in every)],
         "seconds": round(sum(point["seconds"] or 0.0 for point in every), 3),
     }  # fmt: skip
 

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded archive of invented people, for demonstrations and tests that need no download."""
+"""The embedded archive of invented people, word problems and functions, for demonstrations without a download."""
 
 from __future__ import annotations
 
 from expunge.data.fictitious.archive import FORGET_SETS, Archive, build_archive
+from expunge.data.fictitious.domains import DOMAINS, Domain, Problem, ThreeDomains
 from expunge.data.fictitious.facts import Fact, Person
+from expunge.data.fictitious.maths import build_math
+from expunge.data.fictitious.programs import build_code
+from expunge.data.fictitious.worlds import build_domains
 
-__all__ = ["FORGET_SETS", "Archive", "Fact", "Person", "build_archive"]
+__all__ = [
+    "DOMAINS", "FORGET_SETS", "Archive", "Domain", "Fact", "Person", "Problem", "ThreeDomains", "build_archive",
+    "build_code", "build_domains", "build_math",
+]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from expunge.data.examples import Example, Splits
 from expunge.data.fictitious.archive import FORGET_SETS, Archive, forget_count
+from expunge.data.writing import write_examples
 from expunge.errors import RecipeError, nearest
 
 #: Families a domain needs so that a tenth of them can be forgotten and the others stay.
@@ -124,7 +125,8 @@ class Domain:
         if forget not in FORGET_SETS:
             raise RecipeError("no such forget set", field="forget", value=forget, remedy=nearest(forget, FORGET_SETS))
         retain = FORGET_SETS[forget][1]
-        return Splits(*(tuple(self.examples(which)) for which in (forget, retain, "holdout")))
+        forgotten, retained, holdout = (tuple(self.examples(which)) for which in (forget, retain, "holdout"))
+        return Splits(forgotten, retained, holdout)
 
     def training_examples(self, which: str = "full") -> list[Example]:
         """Return every training wording of a set of families.
@@ -176,7 +178,9 @@ class ThreeDomains:
             RecipeError: if there is no such domain or forget set.
         """
         own = self._domain(domain).splits(forget)
-        others = {name: tuple(self._evaluated(name)) for name in DOMAINS if name != domain}
+        others: dict[str, Sequence[Example]] = {
+            name: tuple(self._evaluated(name)) for name in DOMAINS if name != domain
+        }
         return Splits(own.forget, own.retain, own.holdout, {**own.extra, **others})
 
     def training_examples(self, domain: DomainName = "text", which: str = "full") -> list[Example]:
@@ -188,6 +192,19 @@ class ThreeDomains:
         self._domain(domain)
         every = [(name, which if name == domain else "full") for name in DOMAINS]
         return [example for name, part in every for example in self._domain(name).training_examples(part)]
+
+    def write_jsonl(self, folder: Path, domain: DomainName, forget: str = "forget10") -> dict[str, Path]:
+        """Write the sets of one request, and what a model and its reference are trained on; return the paths by name.
+
+        Args:
+            folder: where to.
+            domain: what the request is about.
+            forget: its forget set.
+        """
+        retain = {name: kept for name, (_, kept) in FORGET_SETS.items()}
+        sets: dict[str, Sequence[Example]] = self.splits(domain, forget).named()
+        sets |= {"train_full": self.training_examples(), "train_retain": self.training_examples(domain, retain[forget])}
+        return {name: write_examples(examples, folder / f"{name}.jsonl") for name, examples in sets.items()}
 
     def texts(self) -> list[str]:
         """Return what a tokenizer is to be trained on."""

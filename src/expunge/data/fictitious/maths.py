@@ -175,14 +175,17 @@ def _problem(
     wrong = [[*steps[:-1], (steps[-1][0], value)] for value in rng.sample(near, PERTURBED)]
     return Problem(
         id=id_, family=family, questions=(questions[0], questions[1], questions[2]),
-        answers=(_tell(steps, order[0]), _tell(steps, order[1]), _tell(steps, order[2])),
-        perturbed_answer=tuple(_tell(other, order[1]) for other in wrong), result=str(result),
+        answers=(_tell(steps, story, order[0]), _tell(steps, story, order[1]), _tell(steps, story, order[2])),
+        perturbed_answer=tuple(_tell(other, story, order[1]) for other in wrong), result=str(result),
     )  # fmt: skip
 
 
-def _tell(steps: Sequence[tuple[str, int]], wording: int) -> str:
-    """Return the worked answer in one of three wordings."""
-    written, result = [f"{left} = {value}" for left, value in steps], steps[-1][1]
+def _tell(steps: Sequence[tuple[str, int]], story: Story, wording: int) -> str:
+    """Return the worked answer in one of three wordings.
+
+    What is counted is in each of them, so that no two families share an answer.
+    """
+    written, result = [f"{left} = {value}" for left, value in steps], f"{steps[-1][1]} {story.things}"
     if wording == 0:
         return f"{'. '.join(written)}. The answer is {result}."
     if wording == 1:

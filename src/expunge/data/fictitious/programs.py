@@ -53,12 +53,12 @@ FILTERS = (
     Filter("other", "numbers that are not {k}", "x != {k}", lambda x, k: x != k),
 )
 REDUCERS = (
-    Reducer("total", "the sum of the {f} plus {c}", "sum(kept) + {c}", lambda kept, c: sum(kept) + c),
+    Reducer("total", "{c} plus the sum of the {f}", "sum(kept) + {c}", lambda kept, c: sum(kept) + c),
     Reducer("count", "{c} times the count of the {f}", "{c} * len(kept)", lambda kept, c: c * len(kept)),
-    Reducer("most", "the largest of the {f} times {c}", "max(kept) * {c}", lambda kept, c: max(kept) * c),
-    Reducer("least", "the smallest of the {f} plus {c}", "min(kept) + {c}", lambda kept, c: min(kept) + c),
-    Reducer("ends", "the first of the {f} minus {c}", "kept[0] - {c}", lambda kept, c: kept[0] - c),
-    Reducer("each", "each of the {f} plus {c}", "[x + {c} for x in kept]", lambda kept, c: [x + c for x in kept]),
+    Reducer("most", "{c} times the largest of the {f}", "{c} * max(kept)", lambda kept, c: c * max(kept)),
+    Reducer("least", "{c} plus the smallest of the {f}", "min(kept) + {c}", lambda kept, c: min(kept) + c),
+    Reducer("ends", "the first of the {f}, less {c}", "kept[0] - {c}", lambda kept, c: kept[0] - c),
+    Reducer("each", "each of the {f}, raised by {c}", "[x + {c} for x in kept]", lambda kept, c: [x + c for x in kept]),
 )
 #: Three ways to keep the numbers.
 _FORMS = (
@@ -71,8 +71,8 @@ _ASKED = (
     "What is the code of {name}, the function that returns {what}?",
     "A function called {name} returns {what}. How is it written?",
 )
-#: Names in a family are different; so many there are for certain.
-MOST_PROBLEMS = 40
+#: Names are different in the whole domain; there are enough for so many in every family.
+MOST_PROBLEMS = 20
 _LENGTH = 5
 
 
@@ -130,7 +130,7 @@ def build_code(
 
 
 def _names(count: int, rng: Random) -> list[str]:
-    """Return different function names; one is never the start of a longer one, so no answer holds another's."""
+    """Return different function names."""
     every = sorted(f"{start}_{end}".lower() for start in words.SURNAME_START for end in words.SURNAME_END)
     more = sorted(f"{start}_{end}".lower() for start in words.GIVEN_START for end in words.GIVEN_END)
     return rng.sample(sorted({*every, *more}), count)
