@@ -37,7 +37,7 @@ def math() -> Domain:
 @pytest.fixture(scope="module")
 def code() -> Domain:
     """Every kind of function there is."""
-    return build_code(30, holdout_families=6, per_family=12, seed=3)
+    return build_code(40, holdout_families=8, per_family=12, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,13 @@ def test_every_function_does_what_its_docstring_says_on_any_list() -> None:
         (("above", "most"), "5 times the largest of the numbers above 3", [1, 9, 4], 45),
         (("below", "least"), "5 plus the smallest of the numbers below 3", [2, 1, 9], 6),
         (("multiple", "ends"), "the first of the multiples of 3, less 5", [1, 9, 6], 4),
+        (("odd", "squares"), "5 plus the sum of the squares of the odd numbers", [1, 2, 3], 15),
+        (
+            ("above", "spread"),
+            "5 plus the gap between the largest and the smallest of the numbers above 3",
+            [1, 9, 4],
+            10,
+        ),
         (("other", "each"), "each of the numbers that are not 3, raised by 5", [3, 1, 2], [6, 7]),
     ],
 )
@@ -147,7 +154,7 @@ def test_functions_by_hand(which: tuple[str, str], what: str, items: list[int], 
 
 @pytest.mark.parametrize("build", [build_math, build_code])
 def test_families_are_split_whole(build: Any) -> None:
-    domain: Domain = build(20, seed=1)
+    domain: Domain = build(20, seed=1, per_family=8)
     full = domain.families_in("full")
     for forget, (_, retain) in FORGET_SETS.items():
         assert domain.families_in(retain) + domain.families_in(forget) == full
@@ -219,7 +226,7 @@ def test_sizes_that_are_not_possible(build: Any, settings: dict[str, int], field
 
 def test_the_largest_domains_can_be_drawn() -> None:
     assert len(build_math(len(STORIES) * len(PROCEDURES), holdout_families=0, per_family=40).problems()) == 2400
-    assert len(build_code(36, holdout_families=0, per_family=20).problems()) == 720
+    assert len(build_code(48, holdout_families=0, per_family=16).problems()) == 768
 
 
 @pytest.mark.parametrize("domain", ["text", "math", "code"])

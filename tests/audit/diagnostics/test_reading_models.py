@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig
 
 from expunge.audit.diagnostics import published
 from expunge.audit.diagnostics.cka import linear_cka
 from expunge.audit.diagnostics.collect import DiagonalStore, fisher_diagonals, pool, pooled_states, whole
 from expunge.audit.diagnostics.fisher import mean_square
+from expunge.audit.diagnostics.updates import weight_updates
 from expunge.audit.statistics import Unavailable
 from expunge.data.encoding import Encoded, Encoder
 from expunge.data.fictitious import Archive
 from expunge.errors import InputDataError
+from expunge.models.families import parameter_blocks
 from expunge.signals.head import decoder_blocks
 
 
@@ -122,6 +125,32 @@ def test_block_one_takes_in_block_ten_under_the_released_rule() -> None:
     assert published.in_layer("model.layers.10.mlp.up_proj.weight", 1)
     assert not published.in_layer("model.layers.2.mlp.up_proj.weight", 1)
     assert published.in_layer("transformer.h.1.attn.c_attn.weight", 1)
+
+
+FAMILIES = {
+    "gpt2": GPT2Config(vocab_size=60, n_embd=16, n_layer=11, n_head=2, n_positions=32),
+    "gemma2": Gemma2Config(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                           num_key_value_heads=2, head_dim=8, intermediate_size=32),
+    "neox": GPTNeoXConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                          intermediate_size=32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_read_too_also_in_half_precision(family: str) -> None:
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    texts = [Encoded(tuple(range(i, 2 * i + 5)), tuple(range(i, 2 * i + 5)), ends_with_eos=False) for i in range(1, 5)]
+    layers = len(decoder_blocks(model))
+    assert pooled_states(model, texts, pad_id=0).shape == (layers, 4, 16)
+    full = {entry.layer: entry.diagonal_P for entry in fisher_diagonals(model, texts, layers_per_pass=4)}
+    half = {entry.layer: entry.diagonal_P for entry in fisher_diagonals(model.to(torch.bfloat16), texts)}
+    assert list(full) == list(half) == list(range(layers))
+    assert half[1].dtype == torch.float32
+    assert float(half[1].sum()) == pytest.approx(float(full[1].sum()), rel=0.1)
+    taken = published.batch_fisher(model, texts, 1, pad_id=0)
+    assert len(taken) == len(full[1]) * (2 if layers == 11 else 1)  # block 1, and block 10 where there is one
+    still = weight_updates(dict(model.named_parameters()), dict(model.named_parameters()), parameter_blocks(model))
+    assert {update.norm for update in still} == {0.0}
 
 
 def test_diagonals_survive_the_disk(tmp_path: Path, target: nn.Module, items: list[Encoded]) -> None:

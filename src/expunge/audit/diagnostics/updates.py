@@ -64,6 +64,7 @@ class LayerUpdate:
     matrices: tuple[MatrixUpdate, ...] = field(default=())
 
 
+@torch.no_grad()  # parameters may be handed in as they are
 def weight_updates(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], blocks: Mapping[str, int]
 ) -> list[LayerUpdate]:

@@ -16,8 +16,8 @@ from expunge.errors import RecipeError, nearest
 
 #: Families a domain needs so that a tenth of them can be forgotten and the others stay.
 MIN_FAMILIES = 10
-PER_FAMILY = 8
-FAMILIES = 20
+PER_FAMILY = 4
+FAMILIES = 40
 DomainName = Literal["text", "math", "code"]
 DOMAINS: tuple[DomainName, ...] = ("text", "math", "code")
 

@@ -58,8 +58,12 @@ REDUCERS = (
     Reducer("most", "{c} times the largest of the {f}", "{c} * max(kept)", lambda kept, c: c * max(kept)),
     Reducer("least", "{c} plus the smallest of the {f}", "min(kept) + {c}", lambda kept, c: min(kept) + c),
     Reducer("ends", "the first of the {f}, less {c}", "kept[0] - {c}", lambda kept, c: kept[0] - c),
+    Reducer("squares", "{c} plus the sum of the squares of the {f}", "sum(x * x for x in kept) + {c}",
+            lambda kept, c: sum(x * x for x in kept) + c),
+    Reducer("spread", "{c} plus the gap between the largest and the smallest of the {f}",
+            "max(kept) - min(kept) + {c}", lambda kept, c: max(kept) - min(kept) + c),
     Reducer("each", "each of the {f}, raised by {c}", "[x + {c} for x in kept]", lambda kept, c: [x + c for x in kept]),
-)
+)  # fmt: skip
 #: Three ways to keep the numbers.
 _FORMS = (
     "    kept = [x for x in items if {cond}]\n",
@@ -72,7 +76,7 @@ _ASKED = (
     "A function called {name} returns {what}. How is it written?",
 )
 #: Names are different in the whole domain; there are enough for so many in every family.
-MOST_PROBLEMS = 20
+MOST_PROBLEMS = 16
 _LENGTH = 5
 
 
