@@ -69,9 +69,9 @@ def _page(document: Mapping[str, Any], picture: str) -> list[str]:
         f"a rule fixed beforehand: highest `{rule['maximise']}` among those that keep {rule['keep_share']:.0%} of the "
         f"target's `{rule['keep']}`; {tried} runs were tried. Batch 16; 15 epochs, 3 for {' and '.join(OVER_RETAIN)}; "
         "simnpo with beta 1 and forget weight 1, which were found on archives 0 and 1. Everything else is at the "
-        "method's defaults, which were published for models ten thousand times larger: read a poor row as *this setting did "
-        "poorly here*, not as *the method is poor*. Numbers are medians over the seeds, with the smallest and the "
-        "largest. *Not tested* here: relearning, quantisation, probing.", "",
+        "method's defaults, which were published for models ten thousand times larger: read a poor row as *this "
+        "setting did poorly here*, not as *the method is poor*. Numbers are medians over the seeds, with the smallest "
+        "and the largest. *Not tested* here: relearning, quantisation, probing.", "",
         "Made by `make study`; the numbers with their recipe hashes and the environment are in "
         "`results/archive-study.json`.", "",
         f"![Utility against extraction strength; the shaded place is the reference's]({picture})", "",
