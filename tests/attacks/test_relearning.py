@@ -10,8 +10,9 @@ import pytest
 
 from expunge.attacks.base import REFERENCE
 from expunge.attacks.registry import run_attacks
+from expunge.attacks.relearn_config import RelearningConfig
 from expunge.attacks.relearn_data import fold_of, rounds
-from expunge.attacks.relearning import Relearning, RelearningConfig
+from expunge.attacks.relearning import Relearning
 from expunge.data.examples import Example
 from expunge.errors import InputDataError
 

@@ -10,9 +10,20 @@ from typing import Any
 from expunge.report.markup import bullets, details, scroll, tag
 from expunge.report.metrics import describe
 from expunge.report.plots import relearning
-from expunge.report.view import AttackRow, CurvePoint, EstimateDict, RegimeView, RelearnView, ReportView
-from expunge.report.words import interval, number
+from expunge.report.view import (
+    REFERENCE,
+    AttackRow,
+    CurvePoint,
+    EstimateDict,
+    PowerView,
+    RegimeView,
+    RelearnView,
+    ReportView,
+)
+from expunge.report.words import interval, listed, number
 
+#: The name that trace detection gives its control.
+TWO_IGNORANT = "two models that never learned"
 _HEADS = ("Model", "How", "Metric", "Value", "Control", "Value minus control")
 
 
@@ -51,8 +62,7 @@ def rows_of(audit: Mapping[str, Any]) -> list[AttackRow]:
 
 def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
     """Return the verdicts on reversibility that have a label."""
-    entry = (audit.get("attacks") or {}).get("relearning") or {}
-    notes = entry.get("notes", {}).get("regimes", {}) if _typed(entry) else {}
+    notes = _relearning_notes(audit).get("regimes", {})
     return [
         RegimeView(model=model, way=way, label=found["label"], recovery=found["recovery"],
                    control=found["control"], thresholds=found["thresholds"])
@@ -60,9 +70,68 @@ def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
     ]  # fmt: skip
 
 
+def powers_of(audit: Mapping[str, Any]) -> list[PowerView]:
+    """Return whether each way of relearning moved anything."""
+    notes = _relearning_notes(audit)
+    regimes = notes.get("regimes", {})
+    return [
+        PowerView(
+            way=way, before=found["before"], after=found["after"], limit=found["limit"], there=found["there"],
+            without=tuple(model for model, ways in regimes.items() if ways.get(way, {}).get("power") is False),
+        )
+        for way, found in notes.get("power", {}).items()
+    ]  # fmt: skip
+
+
+def trace_metrics(audit: Mapping[str, Any]) -> dict[str, dict[str, EstimateDict]]:
+    """Return the accuracies of trace detection as metrics by model; those of the reference are its control's.
+
+    The control is the accuracy between two models that never learned, where a second one was given.
+    """
+    entry = (audit.get("attacks") or {}).get("traces") or {}
+    out: dict[str, dict[str, EstimateDict]] = {}
+    for found in entry.get("findings", ()) if _typed(entry) else ():
+        name = f"membership.traces.{found['setting']}"
+        out.setdefault(found["model"], {})[name] = found["value"]
+        control = found["controls"].get(TWO_IGNORANT)
+        if control is not None:
+            out.setdefault(REFERENCE, {})[name] = control
+    return out
+
+
+def _relearning_notes(audit: Mapping[str, Any]) -> Mapping[str, Any]:
+    entry = (audit.get("attacks") or {}).get("relearning") or {}
+    notes: Mapping[str, Any] = entry.get("notes", {}) if _typed(entry) else {}
+    return notes
+
+
 def _typed(entry: Any) -> bool:
     """Whether an entry of `attacks` says what kind of attack it is of (older documents hold curves alone)."""
     return isinstance(entry, Mapping) and "kind" in entry
+
+
+def powers(view: ReportView) -> str:
+    """Return whether relearning was an attack at all: a warning per way in which nothing moved, else one sentence."""
+    weak = [found for found in view.powers if found.without]
+    strong = [found for found in view.powers if found.there]
+    out = "".join(tag("p", escape(_powerless(found)), "alarm") for found in weak)
+    if strong:
+        moved = listed([f"{_rise(found)} ({found.way})" for found in strong])
+        sentence = f"The attack had power: trained alike, the reference went on what it was shown {moved}."
+        out += tag("p", escape(sentence), "aside")
+    return out
+
+
+def _powerless(found: PowerView) -> str:
+    return (
+        f"Relearning on {found.way} had no power here: trained alike, the reference went {_rise(found)} on what it was "
+        f"shown, a rise below {found.limit:g}. That nothing came back in {listed(found.without)} says nothing: raise "
+        "the rate or the budget, or show what is not known already."
+    )
+
+
+def _rise(found: PowerView) -> str:
+    return f"from {number(found.before)} to {number(found.after)}"
 
 
 def verdicts(view: ReportView) -> str:
@@ -73,7 +142,8 @@ def verdicts(view: ReportView) -> str:
     rule = (
         f"E is the probability of the answer. Reversible: at most {first['residue']:g} of the loss on the forget set "
         f"was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain set. "
-        "A part is settled only where its whole interval lies on one side. The thresholds are ours."
+        "A part is settled only where its whole interval lies on one side. The thresholds are ours. Irreversible means "
+        "that this budget did not bring it back, and no more."
     )
     return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
 

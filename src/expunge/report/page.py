@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from expunge.report import sections
+from expunge.report.answers import answers
 from expunge.report.examples import examples_section
 from expunge.report.markup import para, quote, tag
 from expunge.report.style import CSS, SCRIPT
@@ -54,6 +55,7 @@ def _sections(view: ReportView, show_examples: bool) -> list[tuple[str, str, str
         ("done", "What was done", sections.done(view)),
         ("plane", "Forgetting against utility", sections.the_plane(view)),
         ("metrics", "Everything measured", sections.measured(view)),
+        ("answers", "What it says instead", answers(view)),
         ("intervals", "How sure are the numbers?", sections.intervals(view)),
         ("training", "How training went", sections.trajectories(view)),
         ("examples", "Examples", examples_section(view, show_examples)),

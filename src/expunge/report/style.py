@@ -185,6 +185,9 @@ svg .value{font-variant-numeric:tabular-nums}
 .dot{fill:currentColor;opacity:.4}
 .cell{fill:var(--surface);stroke:var(--line)}
 .lost{fill:var(--bad)}
+.refuses{fill:var(--m0)}
+.invents{fill:var(--line)}
+.shares{min-width:120px}
 .left{fill:var(--accent)}
 .q0{opacity:0}
 .q1{opacity:.1}

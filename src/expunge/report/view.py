@@ -123,6 +123,26 @@ class RegimeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PowerView:
+    """Whether one way of relearning moved anything.
+
+    Attributes:
+        way: on what and how.
+        before, after: probability of the reference on what it was shown.
+        limit: rise from which the attack counts as one.
+        there: whether the reference rose so far.
+        without: models about which nothing follows, because neither they nor the reference moved.
+    """
+
+    way: str
+    before: float
+    after: float
+    limit: float
+    there: bool
+    without: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRule:
     """One threshold: its text, what was measured (already formatted) and whether it holds (None: not measured)."""
 
@@ -149,6 +169,7 @@ class ReportView:
         more_relearning: those of other ways of relearning.
         attacks: what attacks found, number by number.
         regimes: verdicts on reversibility.
+        powers: whether relearning moved anything, by way.
         key_metrics: metrics of the cards and of the interval plots; empty: chosen from what is there.
         plane_metric: horizontal axis of the plane; "": chosen from what is there.
         not_shown: what the audit says that it cannot show.
@@ -170,6 +191,7 @@ class ReportView:
     more_relearning: Sequence[RelearnView] = ()
     attacks: Sequence[AttackRow] = ()
     regimes: Sequence[RegimeView] = ()
+    powers: Sequence[PowerView] = ()
     key_metrics: Sequence[str] = ()
     plane_metric: str = ""
     not_shown: Sequence[str] = ()
