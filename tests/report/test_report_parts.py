@@ -21,7 +21,7 @@ from expunge.report.plane import Box, Dot, place_labels, plane
 from expunge.report.plots import relearning, spread, trajectory
 from expunge.report.svg import SHAPES, Scale, coordinate, domain, marker, text_width, ticks
 from expunge.report.tables import metrics_table
-from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences
+from expunge.report.verdict import back_sentences, claim_sentences, far_sentences, measured_sentences
 from expunge.report.words import duration, interval, moment, number, settings_sentence
 
 
@@ -257,13 +257,36 @@ def _attacked(*, there: bool, after: float) -> dict[str, Any]:
 
 def test_an_attack_without_power_says_that_it_shows_nothing() -> None:
     weak = render(view_from_audit(_attacked(there=False, after=0.011), title="t"))
-    assert "Relearning on forget, all weights had no power here" in weak
-    assert "from 0.009 to 0.011 on what it was shown, a rise below 0.05" in weak
-    assert "That nothing came back in npo says nothing" in weak
+    assert "No power in 1 way of relearning" in weak
+    assert "the reference went on what it was shown from 0.009 to 0.011 (forget, all weights), rises below 0.05" in weak
+    assert "That nothing came back there in npo says nothing" in weak
+    assert "Relearning had no power on npo in any way tried" in weak.partition('id="numbers"')[0]
     assert "The attack had power" not in weak
     strong = render(view_from_audit(_attacked(there=True, after=0.361), title="t"))
     assert "the reference went on what it was shown from 0.009 to 0.361 (forget, all weights)" in strong
-    assert "no power" not in strong
+    assert "no power" not in strong.lower()
+
+
+def test_what_comes_back_stands_at_the_top() -> None:
+    def row(way: str, value: float, low: float) -> dict[str, Any]:
+        gap = fixture.estimate(value - 0.2, 0.05, "reference") | {"ci_low": low}
+        return {"model": "npo", "setting": f"{way}, 32 steps", "metric": "forget.probability",
+                "value": fixture.estimate(value, 0.05, "reference"), "differences": {"reference": gap},
+                "controls": {"reference": fixture.estimate(0.2, 0.05, "reference")}}  # fmt: skip
+
+    def said(*rows: dict[str, Any]) -> list[tuple[bool, str]]:
+        document = _attacked(there=True, after=0.4)
+        document["attacks"]["relearning"]["findings"] = list(rows)
+        return back_sentences(view_from_audit(document, title="t"))
+
+    ((came, text),) = said(row("forget, all weights", 0.5, 0.1), row("forget, LoRA", 0.7, 0.2))
+    assert came
+    assert text.startswith("The forget set comes back in npo: trained again (forget, LoRA, 32 steps)")
+    assert "reaches 0.700, that of the reference 0.200; the difference is 0.500" in text
+    ((came, text),) = said(row("forget, all weights", 0.22, -0.1))
+    assert not came
+    assert text.startswith("In 1 ways") is False
+    assert "npo went no further than the reference" in text
 
 
 def test_traces_stand_beside_membership() -> None:

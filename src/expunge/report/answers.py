@@ -25,13 +25,15 @@ def answers(view: ReportView) -> str:
     told = {name: model for name, model in view.models.items() if _complete(model)}
     if not told:
         return ""
-    heads = "".join(tag("th", head, "", {"scope": "col"}) for head in ("Model", *(label for _, label, _ in _PARTS), ""))
+    keys = [canvas(12, 10, [rect(0, 0, 12, 10, style)], label, "swatch") + label for _, label, style in _PARTS]
+    heads = "".join(tag("th", head, "nowrap", {"scope": "col"}) for head in ("Model", *keys, ""))
     body = "".join(tag("tr", _cells(view, name, model)) for name, model in told.items())
     table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
     text = (
         "Greedy answers on the forget set, each in one class. A refusal declines or is empty; a leak holds a quarter "
         "of the true answer's words in order; the rest is invented. A model that never saw the data invents: one that "
-        "refuses gives away that there is something to refuse."
+        "refuses gives away that there is something to refuse. Words that an answer shares with its question count as "
+        "leaked, so the reference leaks too: read the others beside it."
     )
     return para(text) + scroll(table, "Refusals, inventions and leaks, scrolls sideways")
 

@@ -10,6 +10,7 @@ from typing import Any
 from expunge.report.markup import bullets, details, scroll, tag
 from expunge.report.metrics import describe
 from expunge.report.plots import relearning
+from expunge.report.regime import remark
 from expunge.report.view import (
     REFERENCE,
     AttackRow,
@@ -52,8 +53,9 @@ def rows_of(audit: Mapping[str, Any]) -> list[AttackRow]:
     for name, entry in (audit.get("attacks") or {}).items():
         for found in entry.get("findings", ()) if _typed(entry) else ():
             control = next(iter(found["controls"]))
+            title = str(entry.get("card", {}).get("title", name))
             out.append(AttackRow(
-                attack=str(entry.get("card", {}).get("title", name)), model=found["model"], setting=found["setting"],
+                attack=title, kind=str(entry["kind"]), model=found["model"], setting=found["setting"],
                 metric=found["metric"], value=found["value"], control_name=control,
                 control=found["controls"][control], difference=found["differences"].get(control),
             ))  # fmt: skip
@@ -111,27 +113,28 @@ def _typed(entry: Any) -> bool:
 
 
 def powers(view: ReportView) -> str:
-    """Return whether relearning was an attack at all: a warning per way in which nothing moved, else one sentence."""
+    """Return whether relearning was an attack at all: a warning where nothing moved, else one sentence."""
     weak = [found for found in view.powers if found.without]
     strong = [found for found in view.powers if found.there]
-    out = "".join(tag("p", escape(_powerless(found)), "alarm") for found in weak)
+    out = tag("p", escape(_powerless(weak)), "alarm") if weak else ""
     if strong:
-        moved = listed([f"{_rise(found)} ({found.way})" for found in strong])
-        sentence = f"The attack had power: trained alike, the reference went on what it was shown {moved}."
+        sentence = f"The attack had power: trained alike, the reference went on what it was shown {_moved(strong)}."
         out += tag("p", escape(sentence), "aside")
     return out
 
 
-def _powerless(found: PowerView) -> str:
+def _powerless(found: Sequence[PowerView]) -> str:
+    names = listed(list(dict.fromkeys(name for one in found for name in one.without)))
+    ways = "1 way" if len(found) == 1 else f"{len(found)} ways"
     return (
-        f"Relearning on {found.way} had no power here: trained alike, the reference went {_rise(found)} on what it was "
-        f"shown, a rise below {found.limit:g}. That nothing came back in {listed(found.without)} says nothing: raise "
-        "the rate or the budget, or show what is not known already."
+        f"No power in {ways} of relearning: trained alike, the reference went on what it was shown {_moved(found)}, "
+        f"rises below {found[0].limit:g}. That nothing came back there in {names} says nothing: raise the rate or the "
+        "budget, or show what is not known already."
     )
 
 
-def _rise(found: PowerView) -> str:
-    return f"from {number(found.before)} to {number(found.after)}"
+def _moved(found: Sequence[PowerView]) -> str:
+    return listed([f"from {number(one.before)} to {number(one.after)} ({one.way})" for one in found])
 
 
 def verdicts(view: ReportView) -> str:
@@ -149,12 +152,14 @@ def verdicts(view: ReportView) -> str:
 
 
 def _verdict(found: RegimeView) -> str:
-    text = f"{found.model}, relearned on {found.way}: {found.label}"
+    said = []
     if found.recovery.get("value") is not None:
-        text += f"; the share {_with_interval(found.recovery)} of what was lost came back"
+        said.append(f"the share {_with_interval(found.recovery)} of what was lost came back")
     if found.control.get("value") is not None:
-        text += f"; E ends {_with_interval(found.control)} above the reference trained alike"
-    return text + "."
+        said.append(f"E ends {_with_interval(found.control)} above the reference trained alike")
+    numbers = f"{listed(said)}. " if said else ""
+    note = remark(found.label, found.recovery, found.control)
+    return f"{found.model}, relearned on {found.way}: {numbers}Regime: {found.label}." + (f" {note}" if note else "")
 
 
 def _with_interval(estimate: EstimateDict) -> str:
@@ -183,7 +188,8 @@ def _table(name: str, rows: Sequence[AttackRow]) -> str:
     heads = "".join(tag("th", head, "", {"scope": "col"}) for head in _HEADS)
     body = "".join(tag("tr", "".join(_cells(row))) for row in rows)
     table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
-    return details(escape(f"{name}: {len(rows)} numbers, each beside its control"), scroll(table, name))
+    count = "1 number, beside its control" if len(rows) == 1 else f"{len(rows)} numbers, each beside its control"
+    return details(escape(f"{name}: {count}"), scroll(table, name))
 
 
 def _cells(row: AttackRow) -> list[str]:

@@ -212,7 +212,7 @@ svg .value{font-variant-numeric:tabular-nums}
 svg text.name.forget{fill:var(--m1)}
 svg text.name.retain{fill:var(--m0)}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:18px 28px}
-.panels.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
+.panels.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,262px),1fr))}
 .panels figure{margin:0}
 .run{border-top:1px solid var(--grid);padding-top:14px;display:grid;grid-template-columns:130px minmax(0,1fr);gap:14px}
 .run:first-child{border-top:0}

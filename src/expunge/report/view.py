@@ -96,9 +96,13 @@ class RelearnView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackRow:
-    """One number of an attack on one model beside the control that counts, and their difference."""
+    """One number of an attack on one model beside the control that counts, and their difference.
+
+    `attack` is its title, `kind` its name in `claims.ATTACKS`.
+    """
 
     attack: str
+    kind: str
     model: str
     setting: str
     metric: str
