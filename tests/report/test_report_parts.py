@@ -285,8 +285,7 @@ def test_what_comes_back_stands_at_the_top() -> None:
     assert "reaches 0.700, that of the reference 0.200; the difference is 0.500" in text
     ((came, text),) = said(row("forget, all weights", 0.22, -0.1))
     assert not came
-    assert text.startswith("In 1 ways") is False
-    assert "npo went no further than the reference" in text
+    assert text.startswith("In 1 way of relearning, npo went no further than the reference")
 
 
 def test_traces_stand_beside_membership() -> None:
