@@ -19,6 +19,7 @@ from expunge.report.judge import Anchor, anchor, judge
 from expunge.report.metrics import describe, key_metrics, metric_names
 from expunge.report.plane import Box, Dot, place_labels, plane
 from expunge.report.plots import relearning, spread, trajectory
+from expunge.report.regime import remark
 from expunge.report.svg import SHAPES, Scale, coordinate, domain, marker, text_width, ticks
 from expunge.report.tables import metrics_table
 from expunge.report.verdict import back_sentences, claim_sentences, far_sentences, measured_sentences
@@ -286,6 +287,14 @@ def test_what_comes_back_stands_at_the_top() -> None:
     ((came, text),) = said(row("forget, all weights", 0.22, -0.1))
     assert not came
     assert text.startswith("In 1 way of relearning, npo went no further than the reference")
+
+
+def test_irreversible_by_the_threshold_alone_is_said() -> None:
+    some, far, near = {"value": 0.88}, {"value": 0.5, "ci_low": 0.4}, {"value": 0.01, "ci_low": -0.1}
+    assert "more came back than a model learns that never knew" in remark("irreversible, catastrophic", some, far)
+    assert remark("irreversible, catastrophic", some, near) == ""
+    assert remark("irreversible, catastrophic", some, {"value": None}) == ""
+    assert remark("reversible, catastrophic", some, far) == ""
 
 
 def test_traces_stand_beside_membership() -> None:
