@@ -28,7 +28,7 @@ def answers(view: ReportView) -> str:
     keys = [canvas(12, 10, [rect(0, 0, 12, 10, style)], label, "swatch") + label for _, label, style in _PARTS]
     heads = "".join(tag("th", head, "nowrap", {"scope": "col"}) for head in ("Model", *keys, ""))
     body = "".join(tag("tr", _cells(view, name, model)) for name, model in told.items())
-    table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
+    table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table answers")
     text = (
         "Greedy answers on the forget set, each in one class. A refusal declines or is empty; a leak holds a quarter "
         "of the true answer's words in order; the rest is invented. A model that never saw the data invents: one that "

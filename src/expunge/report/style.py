@@ -188,6 +188,9 @@ svg .value{font-variant-numeric:tabular-nums}
 .refuses{fill:var(--m0)}
 .invents{fill:var(--line)}
 .shares{min-width:120px}
+.answers{min-width:630px}
+.answers tr>:first-child{min-width:132px}
+.answers td small{white-space:nowrap}
 .left{fill:var(--accent)}
 .q0{opacity:0}
 .q1{opacity:.1}
