@@ -19,6 +19,14 @@ _MEASURES = {
 }
 
 
+def remark(label: str, recovery: Mapping[str, Any], control: Mapping[str, Any]) -> str:
+    """Return what must stand beside `irreversible` where more came back than is learned anew, else ""."""
+    low = control.get("ci_low")
+    if not label.startswith("irreversible") or not recovery.get("value") or low is None or low <= 0:
+        return ""
+    return "Irreversible by the threshold alone: more came back than a model learns that never knew."
+
+
 def lead(verdict: Verdict) -> list[str]:
     """Return the verdict in sentences, each with the numbers behind it."""
     means, out = verdict["means"], [f"Regime: {verdict['label']}."]
@@ -39,7 +47,8 @@ def lead(verdict: Verdict) -> list[str]:
             f"A model that never saw the forget set reached {number(forget['control'])} after the same training: "
             f"the difference is {_with_interval(control)}."
         )
-    return out
+    said = remark(str(verdict["label"]), recovery, control)
+    return [*out, said] if said else out
 
 
 def numbers(verdict: Verdict) -> str:

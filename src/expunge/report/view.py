@@ -96,9 +96,13 @@ class RelearnView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackRow:
-    """One number of an attack on one model beside the control that counts, and their difference."""
+    """One number of an attack on one model beside the control that counts, and their difference.
+
+    `attack` is its title, `kind` its name in `claims.ATTACKS`.
+    """
 
     attack: str
+    kind: str
     model: str
     setting: str
     metric: str
@@ -120,6 +124,26 @@ class RegimeView:
     recovery: EstimateDict
     control: EstimateDict
     thresholds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerView:
+    """Whether one way of relearning moved anything.
+
+    Attributes:
+        way: on what and how.
+        before, after: probability of the reference on what it was shown.
+        limit: rise from which the attack counts as one.
+        there: whether the reference rose so far.
+        without: models about which nothing follows, because neither they nor the reference moved.
+    """
+
+    way: str
+    before: float
+    after: float
+    limit: float
+    there: bool
+    without: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +173,7 @@ class ReportView:
         more_relearning: those of other ways of relearning.
         attacks: what attacks found, number by number.
         regimes: verdicts on reversibility.
+        powers: whether relearning moved anything, by way.
         key_metrics: metrics of the cards and of the interval plots; empty: chosen from what is there.
         plane_metric: horizontal axis of the plane; "": chosen from what is there.
         not_shown: what the audit says that it cannot show.
@@ -170,6 +195,7 @@ class ReportView:
     more_relearning: Sequence[RelearnView] = ()
     attacks: Sequence[AttackRow] = ()
     regimes: Sequence[RegimeView] = ()
+    powers: Sequence[PowerView] = ()
     key_metrics: Sequence[str] = ()
     plane_metric: str = ""
     not_shown: Sequence[str] = ()
