@@ -128,6 +128,7 @@ def minimise(
             return w_D
         step_D = cho_solve(cho_factor(hessian(loss, x_ND, y_N, w_D, ridge=ridge)), slope_D)
         here, size = objective(w_D), 1.0
+        here += 1e-12 * abs(here)  # next to the minimum the objective no longer tells a good step from rounding
         while objective(w_D - size * step_D) > here and size > 1e-8:
             size /= 2
         w_D = w_D - size * step_D
