@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, diagnose, lookup, measure, unlearn
+from expunge.cli import attack, bench, diagnose, linear, lookup, measure, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
@@ -19,6 +19,7 @@ _ORDER = (
     "run",
     "train",
     "sweep",
+    "linear",
     "audit",
     "benchmark",
     "compare",
@@ -79,6 +80,7 @@ app.command(rich_help_panel=_CHANGE)(unlearn.run)
 app.command(rich_help_panel=_CHANGE)(unlearn.train)
 app.command(rich_help_panel=_CHANGE)(bench.sweep)
 app.command(rich_help_panel=_CHANGE)(measure.demo)
+app.add_typer(linear.linear_app, name="linear", rich_help_panel=_CHANGE)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.audit)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.compare)
