@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     facts: dict[str, Any] = {
         "schema_version": 1, "status": "finished", "kind": "run", "name": "npo", "claim": "approximate",
         "method": {"name": "npo", "title": "Negative preference optimisation", "claim": "approximate"},
-        "recipe_hash": A, "recipe": {"seed": 7, "audit": {"policy": None}},
+        "recipe_hash": A, "recipe": {"seed": 7, "policy": {}},
         "data": {"forget": {"n": 32, "digest": B}}, "model": {"digest": B}, "runs_tried": None,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
@@ -168,7 +168,7 @@ def test_words_that_may_not_be_said_are_refused(run: Path, key: SigningKey) -> N
 def test_a_policy_after_the_fact_is_refused(run: Path) -> None:
     facts = json.loads((run / "run.json").read_text())
     own = Policy(name="strict", bounds={"forget_quality": Bound(min=0.9)})
-    facts["recipe"]["audit"]["policy"] = own.model_dump(mode="json")
+    facts["recipe"]["policy"] = own.model_dump(mode="json")
     (run / "run.json").write_text(json.dumps(facts))
     with pytest.raises(RecipeError, match="another policy"):
         statement(run)

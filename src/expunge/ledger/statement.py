@@ -187,8 +187,8 @@ def _finished(folder: Path) -> tuple[dict[str, Any], AuditDocument]:
 
 def _check_policy(run: Mapping[str, Any], policy: Policy) -> None:
     """A policy that the run had is the one that counts; a later one would be chosen after the fact."""
-    own = (run["recipe"].get("audit") or {}).get("policy")
-    if own and Policy.model_validate(own).bounds and Policy.model_validate(own) != policy:
+    own = Policy.model_validate(run["recipe"].get("policy") or {})
+    if own.bounds and own != policy:
         raise RecipeError("the run was made under another policy", field="policy", value=policy.name,
                           remedy="Use the policy of the run's recipe")  # fmt: skip
 
