@@ -217,12 +217,12 @@ def book(path: Path, run: Path, key: SigningKey) -> tuple[Ledger, bytes]:
     """A ledger in which a request went all the way to a certificate."""
     times = iter(NOW + timedelta(days=k) for k in range(100))
     ledger = Ledger(path, clock=lambda: next(times))
-    plan = Planned(plan_digest=A, recipe_hash=B, route="approximate", method="npo", claim=ClaimKind.APPROXIMATE,
+    plan = Planned(plan_digest=A, route="approximate", method="npo", claim=ClaimKind.APPROXIMATE,
                    policy="house-2", policy_digest=B)  # fmt: skip
     for body, actor in (
         (Received(due=NOW, requester="case-1", subject_digest=A), "op"), (Moved(to=State.VERIFIED), "op"),
         (Scoped(scope_digest=A, records=1, artefacts=1, not_searched=0), "op"), (plan, "op"),
-        (Approved(plan_digest=A), "boss"), (Started(plan_digest=A, run="npo-1", model_before=B), "w"),
+        (Approved(plan_digest=A), "boss"), (Started(plan_digest=A, run="npo-1", recipe_hash=B, model_before=B), "w"),
         (Audited(audit_digest=A, model_after=B, policy_met=True, runs_tried=1), "w"),
     ):  # fmt: skip
         ledger.append(body, actor=actor, request="r1")

@@ -37,7 +37,7 @@ from expunge.ledger.tables import metadata
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DUE = datetime(2026, 4, 1, 12, tzinfo=UTC)
-PLAN = Planned(plan_digest=A, recipe_hash=B, route="approximate", method="npo", claim=ClaimKind.APPROXIMATE,
+PLAN = Planned(plan_digest=A, route="approximate", method="npo", claim=ClaimKind.APPROXIMATE,
                policy="house-1", policy_digest=C)  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def planned(ledger: Ledger, name: str = "r1", actor: str = "op") -> None:
 def running(ledger: Ledger, name: str = "r1") -> None:
     planned(ledger, name)
     ledger.append(Approved(plan_digest=A), actor="boss", request=name)
-    ledger.append(Started(plan_digest=A, run="run-1", model_before=B), actor="worker", request=name)
+    ledger.append(Started(plan_digest=A, run="run-1", recipe_hash=B, model_before=B), actor="worker", request=name)
 
 
 def test_every_entry_is_sealed_over_the_one_before(tmp_path: Path) -> None:

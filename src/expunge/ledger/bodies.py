@@ -76,7 +76,6 @@ class Planned(Body):
     kind: ClassVar[str] = "plan"
     moves_to: ClassVar[State | None] = State.PLANNED
     plan_digest: Digest
-    recipe_hash: Digest
     route: Word
     method: Word
     claim: ClaimKind
@@ -101,6 +100,7 @@ class Started(Body):
     moves_to: ClassVar[State | None] = State.RUNNING
     plan_digest: Digest
     run: Word
+    recipe_hash: Digest
     model_before: Digest
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from expunge.audit.document import AuditDocument, EstimateEntry, estimates, read_audit
+from expunge.audit.document import AuditDocument, EstimateEntry, ModelEntry, estimates, read_audit
 from expunge.audit.policy import Policy
 from expunge.claims import ATTACKS, MISMATCHES, SENTENCES, ClaimKind, lint
 from expunge.errors import InputDataError, RecipeError
@@ -53,10 +53,26 @@ class Held(_Part):
     met: bool
 
 
+class UtilityBudget(_Part):
+    """How much of a metric one request may cost, relative to the model before."""
+
+    metric: str = "model_utility"
+    share: float = Field(0.05, ge=0, lt=1)
+
+    def check(self, before: EstimateEntry | None, after: EstimateEntry | None) -> Held:
+        """Return whether the value after is at least (1 - share) of the one before; a missing number is not."""
+        rule = f"{self.metric} at least {1 - self.share:g} of what it was"
+        if before is None or after is None or not before.value or after.value is None:
+            return Held(rule=rule, measured=None, met=False)
+        kept = after.value / before.value
+        return Held(rule=rule, measured=kept, met=kept >= 1 - self.share)
+
+
 class PolicyHeld(_Part):
     """The policy, fixed before the run, and what came of it."""
 
     policy: Policy
+    budget: UtilityBudget | None
     verdicts: tuple[Held, ...]
     met: bool
     runs_tried: int = Field(ge=1)
@@ -119,8 +135,8 @@ def subjects(model: Path) -> tuple[Subject, ...]:
 
 
 def statement_of_run(
-    folder: Path, *, request: str, what: str, policy: Policy, head: tuple[int, str] | None = None,
-    runs_tried: int | None = None, now: datetime | None = None,
+    folder: Path, *, request: str, what: str, policy: Policy, budget: UtilityBudget | None = None,
+    head: tuple[int, str] | None = None, runs_tried: int | None = None, now: datetime | None = None,
 ) -> Statement:  # fmt: skip
     """Return what may be said of a finished run.
 
@@ -129,6 +145,7 @@ def statement_of_run(
         request: id of the request.
         what: kind of the request.
         policy: thresholds fixed before the run.
+        budget: how much utility the request may cost.
         head: number and hash of the ledger's newest entry.
         runs_tried: runs made for this request, the chosen one among them; the run's own count by default.
         now: time of signing.
@@ -150,7 +167,7 @@ def statement_of_run(
             request=request, what=what, method=dict(run["method"]), claim=claim, sentence=SENTENCES[claim],
             mismatches=MISMATCHES, recipe_hash=run["recipe_hash"], model_before=run["model"]["digest"],
             data={key: DataUsed(n=value["n"], digest=value["digest"]) for key, value in run["data"].items()},
-            policy=_held(policy, document, name, runs_tried or run.get("runs_tried") or 1),
+            policy=held(policy, budget, document, name, runs_tried=runs_tried or run.get("runs_tried") or 1),
             results=document.models[name].metrics,
             compared_with={key: entry.metrics for key, entry in document.models.items() if key != name},
             attacks_run={kind: document.attacks.get(kind) for kind in document.attacks_run},
@@ -193,10 +210,28 @@ def _check_policy(run: Mapping[str, Any], policy: Policy) -> None:
                           remedy="Use the policy of the run's recipe")  # fmt: skip
 
 
-def _held(policy: Policy, document: AuditDocument, name: str, runs_tried: int) -> PolicyHeld:
-    verdicts = policy.check(estimates(document.models[name]))
-    held = tuple(Held(rule=v.rule, measured=v.measured, met=v.met) for v in verdicts)
-    return PolicyHeld(policy=policy, verdicts=held, met=bool(held) and all(v.met for v in held), runs_tried=runs_tried)
+def held(
+    policy: Policy, budget: UtilityBudget | None, document: AuditDocument, name: str, *, runs_tried: int = 1
+) -> PolicyHeld:
+    """Return which limits a measured model meets; without any limit nothing is met."""
+    before = document.models["target"].metrics if "target" in document.models else {}
+    found = verdicts(policy, budget, document.models[name].metrics, before)
+    return PolicyHeld(policy=policy, budget=budget, verdicts=found, met=bool(found) and all(v.met for v in found),
+                      runs_tried=runs_tried)  # fmt: skip
+
+
+def verdicts(
+    policy: Policy,
+    budget: UtilityBudget | None,
+    after: Mapping[str, EstimateEntry],
+    before: Mapping[str, EstimateEntry],
+) -> tuple[Held, ...]:
+    """Return one verdict per limit of the policy, and that of the budget."""
+    found = policy.check(estimates(ModelEntry(metrics=dict(after))))
+    own = [Held(rule=v.rule, measured=v.measured, met=v.met) for v in found]
+    if budget is not None:
+        own.append(budget.check(before.get(budget.metric), after.get(budget.metric)))
+    return tuple(own)
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from expunge.audit.document import ModelEntry, estimates
 from expunge.errors import RecipeError, VerificationFailed
 from expunge.ledger.dsse import Envelope, check_signature, read_envelope
 from expunge.ledger.keys import PublicKey
 from expunge.ledger.revocations import RevocationList
-from expunge.ledger.statement import PAYLOAD_TYPE, Predicate, Statement, check_words, statement_from
+from expunge.ledger.statement import PAYLOAD_TYPE, Predicate, Statement, check_words, statement_from, verdicts
 from expunge.ledger.store import Event, check_chain
 from expunge.models.digests import folder_digest
 
@@ -136,10 +135,10 @@ def _files(statement: Statement, model: Path) -> list[Check]:
 def _policy(predicate: Predicate) -> Check:
     """The verdicts must be those that the policy gives on the stated results."""
     held = predicate.policy
-    entry = ModelEntry(metrics=predicate.results)
-    again = [(v.rule, v.measured, v.met) for v in held.policy.check(estimates(entry))]
-    stated = [(v.rule, v.measured, v.met) for v in held.verdicts]
-    if again != stated or held.met != (bool(stated) and all(met for _, _, met in stated)):
+    before = predicate.compared_with.get("target", {})
+    if verdicts(held.policy, held.budget, predicate.results, before) != held.verdicts or held.met != (
+        bool(held.verdicts) and all(verdict.met for verdict in held.verdicts)
+    ):
         return Check("policy", False, "its verdicts do not follow from the stated results")
     return Check("policy", True, f"{held.policy.name} {held.policy.version}: {'met' if held.met else 'not met'}")
 
