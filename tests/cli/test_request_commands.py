@@ -134,7 +134,8 @@ def test_certify_a_run_and_revoke_it(desk: Path, tmp_path: Path) -> None:
 
     shutil.copy(desk / "ledger.db", tmp_path / "ledger.db")
     digest = read_envelope(path.read_bytes()).digest
-    code, said = call("ledger", "revoke", tmp_path / "ledger.db", "certificate", digest, "--as", "boss", "--reason", "wrong scope", "--key", tmp_path / "key",
+    code, said = call("ledger", "revoke", tmp_path / "ledger.db", "certificate", digest,
+                      "--as", "boss", "--reason", "wrong scope", "--key", tmp_path / "key",
                       "-o", tmp_path / "revoked.json")  # fmt: skip
     assert code == 0, said
     code, said = call("verify", path, run / "model", "--keys", tmp_path / "key.pub", "--revocations",
