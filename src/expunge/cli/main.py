@@ -9,10 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, diagnose, linear, lookup, measure, unlearn
+from expunge.cli import attack, bench, diagnose, evidence, linear, lookup, measure, requests, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
+_REQUESTS = "Requests and evidence"
 #: In the order in which the help names them.
 _ORDER = (
     "demo",
@@ -25,6 +26,13 @@ _ORDER = (
     "compare",
     "attack",
     "diagnose",
+    "desk",
+    "request",
+    "work",
+    "key",
+    "certify",
+    "verify",
+    "ledger",
     "methods",
     "metrics",
     "validate",
@@ -86,6 +94,13 @@ app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.compare)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(attack.attack)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(diagnose.diagnose)
+app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
+app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
+app.command(rich_help_panel=_REQUESTS)(requests.work)
+app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.certify)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.verify)
+app.add_typer(evidence.ledger_app, name="ledger", rich_help_panel=_REQUESTS)
 app.add_typer(lookup.methods_app, name="methods", rich_help_panel=_LOOK)
 app.add_typer(lookup.metrics_app, name="metrics", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(lookup.validate)
