@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT, GAP = 250, 170, 66
-COLOURS = {"scoring time": "#1f5fa8", "scoring memory": "#7fb0e0", "NPO step time": "#b3541e", "NPO run time": "#b3541e",
-           "NPO memory": "#e8a87c"}  # fmt: skip
-STYLE = (
-    "text{font:11px sans-serif;fill:#333}.frame{fill:none;stroke:#999}.line{fill:none;stroke-width:2}.one{stroke:#ccc}"
-)
+COLOURS = {
+    "scoring time": "#1f5fa8", "scoring memory": "#7fb0e0", "NPO step time": "#b3541e", "NPO run time": "#b3541e",
+    "NPO memory": "#e8a87c",
+}  # fmt: skip
+STYLE = "text{font:11px sans-serif;fill:#333}.frame{fill:none;stroke:#999}.line{fill:none;stroke-width:2}"
 
 
 def write_figures(scale: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -52,8 +52,8 @@ def _panel(axis: str, found: Mapping[str, Any]) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         return math.log(x / min(xs)) / across * WIDTH, HEIGHT - (math.log(y) - low) / (up - low) * HEIGHT
 
-    parts = [f'<rect class="frame" width="{WIDTH}" height="{HEIGHT}"/>',
-             f'<text x="{WIDTH / 2}" y="-10" text-anchor="middle">{escape(axis)} ({escape(found["unit"])})</text>']  # fmt: skip
+    heading = _tick(WIDTH / 2, -10, f"{escape(axis)} ({escape(found['unit'])})", "middle")
+    parts = [f'<rect class="frame" width="{WIDTH}" height="{HEIGHT}"/>', heading]
     parts += [_tick(place(x, math.exp(low))[0], HEIGHT + 15, _short(x), "middle") for x in xs]
     parts += [_tick(-6, place(1, y)[1] + 4, f"{y}×", "end") for y in (1, 2, 4, 8, 16, 32, 64, 128) if y <= top]
     end = min(max(xs) / min(xs), top * 1.1)

@@ -58,8 +58,8 @@ def train(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     )  # fmt: skip
     chosen = {**SETTINGS[job.method], **({"layer": sizes.read} if job.method == "rmu" else {})}
     context = MethodContext(
-        model=model, encoder=encoder, splits=Splits(forget, retain), training=training, seed=sizes.seed, pad_id=encoder.pad_id,
-        callbacks=[clock],
+        model=model, encoder=encoder, splits=Splits(forget, retain), training=training, seed=sizes.seed,
+        pad_id=encoder.pad_id, callbacks=[clock],
     )  # fmt: skip
     get_method(chosen["name"]).run(parse_method(chosen), context)
     return TrainingLog(clock.losses, clock.stamps, started, Moment.now())

@@ -16,9 +16,9 @@ GOALS: Mapping[str, tuple[str, str]] = {
 
 _HEAD = """# Performance
 
-How much less work Expunge does for the same numbers, measured. `make bench` runs both sides in turn on one model and one
-data set, first checks that they compute equal numbers and only then prints a ratio; `make bench-quick` does the same
-with a tiny model in under a minute. This page is made from the results by `python -m benchmarks page`.
+How much less work Expunge does for the same numbers, measured. `make bench` runs both sides in turn on one model and
+one data set, first checks that they compute equal numbers and only then prints a ratio; `make bench-quick` does the
+same with a tiny model in under a minute. This page is made from the results by `python -m benchmarks page`.
 """
 
 _HOW = """## What is compared
@@ -28,7 +28,7 @@ alone: a `Trainer` whose `compute_loss` forwards forget and retain rows apart, p
 beside a frozen second model; and an evaluation that computes one metric at a time, each with passes of its own through
 `model(**batch)` and `model.generate`. It is written to be fast in that form: fused AdamW, rows tokenised once,
 cross-entropy over flat logits, inference mode, no gradients for what does not train, Min-K%++ from one forward, and
-what two metrics name alike is computed once. Its evaluation batches have 16 rows, the fastest of 8, 16 and 32.
+what two metrics name alike is computed once. Its evaluation batches have 32 rows; 8 and 16 take as long.
 
 **Equal numbers.** The loss of every optimiser step must agree to 1e-5 of its value over the whole run, every metric to
 1e-4; otherwise the command stops. Every pair is checked, not only the first.
@@ -71,10 +71,10 @@ def _measured_on(found: Mapping[str, Any], source: str) -> str:
     return (
         f"Measured on {where['date']}: {where['processor']}, {where['cores']} cores, {where['threads']} thread, "
         f"{where['capability']}, torch {versions['torch']}, transformers {versions['transformers']}; load average "
-        f"{where['load_average']} before and {where['load_average_after']} after. Model: Llama of {sizes['layers']} blocks, "
-        f"width {sizes['width']}, {sizes['vocabulary']} tokens, float32, random weights. Data: {sizes['forget']} forget, "
-        f"{sizes['retain']} retain, {sizes['authors']} + {sizes['facts']} utility and {sizes['holdout']} holdout questions "
-        f"shaped like TOFU's, {tokens['prompt']:.0f} prompt and {tokens['answer']:.0f} answer tokens on average; batch "
+        f"{where['load_average']} before and {where['load_average_after']} after. Model: Llama of {sizes['layers']} "
+        f"blocks, width {sizes['width']}, {sizes['vocabulary']} tokens, float32, random weights. Data: "
+        f"{sizes['forget']} forget, {sizes['retain']} retain, {sizes['authors']} + {sizes['facts']} utility and "
+        f"{sizes['holdout']} holdout questions shaped like TOFU's, {tokens['prompt']:.0f} prompt and {tokens['answer']:.0f} answer tokens on average; batch "
         f"{sizes['batch']} + {sizes['batch']}; generations up to {sizes['generated']} tokens. Everything is in "
         f"`benchmarks/results/{source}`.\n"
     )
@@ -113,8 +113,8 @@ def _reasons(found: Mapping[str, Any]) -> str:
         held = memory["in_weights"]
         lines.append(
             f"**{memory['title']}.** In units of the model's weights: {held['ours']:.1f} against {held['plain']:.1f}. "
-            "Both sides hold weights, gradients and two moments, four units; the plain side holds the second model as the "
-            "fifth, and logits for every position. What is left over are the activations of one step.\n"
+            "Both sides hold weights, gradients and two moments, four units; the plain side holds the second model as "
+            "the fifth, and logits for every position. What is left over are the activations of one step.\n"
         )
     return "\n".join(lines)
 
@@ -160,10 +160,15 @@ def _profiles(found: Mapping[str, Any]) -> str:
 
 
 def _scale(found: Mapping[str, Any]) -> str:
-    lines = ["## Growth\n", "Expunge alone, on a smaller model, one size changed at a time; every point in a process of its own, "
-             "relative to the smallest. A slope of 1 on the two logarithmic scales is linear growth; below 1, a fixed cost "
-             "is still visible.\n", "![Time and memory against each size](performance-scale.svg)\n",
-             "| grows | from | to | slopes |", "|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "## Growth\n",
+        "Expunge alone, on a smaller model, one size changed at a time; every point in a process of its own, relative to "
+        "the smallest. A slope of 1 on the two logarithmic scales is linear growth; below 1, a fixed cost is still "
+        "visible.\n",
+        "![Time and memory against each size](performance-scale.svg)\n",
+        "| grows | from | to | slopes |",
+        "|---|---|---|---|",
+    ]
     for axis, one in found.items():
         slopes = ", ".join(f"{key} {value:.2f}" for key, value in one["slopes"].items())
         lines.append(f"| {axis} ({one['unit']}) | {one['x'][0]:,.0f} | {one['x'][-1]:,.0f} | {slopes} |")
@@ -172,8 +177,11 @@ def _scale(found: Mapping[str, Any]) -> str:
 
 
 def _other(beside: Mapping[str, Any]) -> str:
-    lines = [f"## Beside {beside['tool']}\n", f"Commit `{beside['commit']}`, measured on the same model and data, outside this "
-             f"repository, none of whose files come from it. {beside['how']}\n"]  # fmt: skip
+    lines = [
+        f"## Beside {beside['tool']}\n",
+        f"Commit `{beside['commit']}`, measured on the same model and data, outside this repository, none of whose files "
+        f"come from it. {beside['how']}\n",
+    ]
     lines += [f"- {note}" for note in beside["notes"]]
     lines.append("")
     return "\n".join(lines)

@@ -30,11 +30,11 @@ class Sizes:
     vocabulary: int = 8192
     prompt: tuple[int, int] = (45, 75)
     answer: tuple[int, int] = (28, 52)
-    forget: int = 16
-    retain: int = 16
-    authors: int = 4
-    facts: int = 5
-    holdout: int = 16
+    forget: int = 24
+    retain: int = 24
+    authors: int = 6
+    facts: int = 7
+    holdout: int = 24
     batch: int = 8
     epochs: int = 2
     read: int = 7
