@@ -23,6 +23,8 @@ from benchmarks.workload import build_workload, token_counts
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
+#: Begins the names of results against OpenUnlearning, which are measured elsewhere.
+BESIDE = "open-unlearning"
 
 
 def say(text: str) -> None:
@@ -39,8 +41,8 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['title']:<48} {middle:6.2f} [{low:.2f} to {high:.2f}] by {by}; {checked}"
 
 
-def run(sizes: Sizes, names: list[str], axes: list[str]) -> dict[str, Any]:
-    """Measure rows and curves and return everything."""
+def run(sizes: Sizes, names: list[str], axes: list[str], *, profile: bool) -> dict[str, Any]:
+    """Measure rows and curves and return everything; `profile` also says where the time goes."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -52,13 +54,28 @@ def run(sizes: Sizes, names: list[str], axes: list[str]) -> dict[str, Any]:
         for name in names:
             found["rows"][name] = measured(name, workload)
             say(line(found["rows"][name]))
-        found["profiles"] = profiles(workload)
+        found["profiles"] = profiles(workload) if profile else {}
     for axis in axes:
         found["scale"][axis] = scaled(axis)
         slopes = ", ".join(f"{key} {value:.2f}" for key, value in found["scale"][axis]["slopes"].items())
         say(f"{axis:<48} slopes on log-log: {slopes}")
     found["environment"]["load_average_after"] = described()["load_average"]
     return found
+
+
+def newest(pattern: str) -> Path | None:
+    """Return the newest results of a kind; their names begin with the day, after the kind."""
+    return max(RESULTS.glob(pattern), default=None)
+
+
+def page(results: Path | None, beside: Path | None) -> None:
+    """Write the page and its drawing."""
+    if results is None:
+        sys.exit("no results yet: make bench")
+    found = json.loads(results.read_text("utf-8"))
+    other = json.loads(beside.read_text("utf-8")) if beside else None
+    write_figures(found["scale"], DOCS)
+    write_page(found, other, DOCS / "performance.md", results.name)
 
 
 def parsed() -> argparse.Namespace:
@@ -73,8 +90,8 @@ def parsed() -> argparse.Namespace:
     runs.add_argument("--threads", type=int, default=1)
     runs.add_argument("--output", type=Path, help="default: benchmarks/results/; quick: nothing is written")
     pages = verbs.add_parser("page", help="write docs/performance.md and its drawings from results")
-    pages.add_argument("results", type=Path)
-    pages.add_argument("--beside", type=Path, help="ratios against another tool, measured elsewhere")
+    pages.add_argument("results", type=Path, nargs="?", help="default: the newest in benchmarks/results/")
+    pages.add_argument("--beside", type=Path, help="ratios against another tool; default: the newest")
     return parser.parse_args()
 
 
@@ -82,16 +99,13 @@ def main() -> None:
     """Do what the arguments ask for."""
     asked = parsed()
     if asked.verb == "page":
-        found = json.loads(asked.results.read_text("utf-8"))
-        beside = json.loads(asked.beside.read_text("utf-8")) if asked.beside else None
-        write_figures(found["scale"], DOCS)
-        write_page(found, beside, DOCS / "performance.md", asked.results.name)
+        page(asked.results or newest("[0-9]*.json"), asked.beside or newest(f"{BESIDE}-*.json"))
         return
     torch.set_num_threads(asked.threads)
     sizes = PRESETS[asked.preset]
     sizes = sizes if asked.pairs is None else sizes.changed(pairs=asked.pairs)
     axes = asked.scale if asked.scale is not None else list(AXES) if asked.preset == "full" else []
-    found = run(sizes, asked.rows, axes)
+    found = run(sizes, asked.rows, axes, profile=asked.preset == "full" and bool(asked.rows))
     output = asked.output or (RESULTS / file_name() if asked.preset == "full" else None)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

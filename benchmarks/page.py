@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+#: What a profile is of.
+TITLES: Mapping[str, str] = {
+    "npo": "NPO", "grad_diff_kl": "GradDiff + KL", "rmu": "RMU", "audit_default": "audit, default metrics",
+}  # fmt: skip
 #: What each ratio should at least be (memory and start: at most), against the plain side and beside OpenUnlearning.
 GOALS: Mapping[str, tuple[str, str]] = {
     "npo": ("≥ 1.8", "≥ 2"), "grad_diff_kl": ("≥ 1.8", "≥ 2"), "rmu": ("≥ 5", "≥ 5"),
@@ -74,7 +78,8 @@ def _measured_on(found: Mapping[str, Any], source: str) -> str:
         f"{where['load_average']} before and {where['load_average_after']} after. Model: Llama of {sizes['layers']} "
         f"blocks, width {sizes['width']}, {sizes['vocabulary']} tokens, float32, random weights. Data: "
         f"{sizes['forget']} forget, {sizes['retain']} retain, {sizes['authors']} + {sizes['facts']} utility and "
-        f"{sizes['holdout']} holdout questions shaped like TOFU's, {tokens['prompt']:.0f} prompt and {tokens['answer']:.0f} answer tokens on average; batch "
+        f"{sizes['holdout']} holdout questions shaped like TOFU's, "
+        f"{tokens['prompt']:.0f} prompt and {tokens['answer']:.0f} answer tokens on average; batch "
         f"{sizes['batch']} + {sizes['batch']}; generations up to {sizes['generated']} tokens. Everything is in "
         f"`benchmarks/results/{source}`.\n"
     )
@@ -154,7 +159,14 @@ def _profiles(found: Mapping[str, Any]) -> str:
     for name, sides in found.items():
         for side, shares in sides.items():
             cells = " | ".join(f"{100 * shares.get(kind, 0.0):.0f} %" for kind in kinds)
-            lines.append(f"| {name} | {'Expunge' if side == 'ours' else 'plain'} | {cells} |")
+            lines.append(f"| {TITLES[name]} | {'Expunge' if side == 'ours' else 'plain'} | {cells} |")
+    lines.append("")
+    for name, sides in found.items():
+        (first, most), *_ = sides["ours"].items()
+        moving = 100 * sides["ours"].get("optimiser", 0.0)
+        lines.append(
+            f"- {TITLES[name]}: {first} take {100 * most:.0f} % of Expunge's time, the optimiser {moving:.0f} %."
+        )
     lines.append("")
     return "\n".join(lines)
 
@@ -162,8 +174,8 @@ def _profiles(found: Mapping[str, Any]) -> str:
 def _scale(found: Mapping[str, Any]) -> str:
     lines = [
         "## Growth\n",
-        "Expunge alone, on a smaller model, one size changed at a time; every point in a process of its own, relative to "
-        "the smallest. A slope of 1 on the two logarithmic scales is linear growth; below 1, a fixed cost is still "
+        "Expunge alone, on a smaller model, one size changed at a time; every point in a process of its own, relative "
+        "to the smallest. A slope of 1 on the two logarithmic scales is linear growth; below 1, a fixed cost is still "
         "visible.\n",
         "![Time and memory against each size](performance-scale.svg)\n",
         "| grows | from | to | slopes |",
@@ -179,8 +191,8 @@ def _scale(found: Mapping[str, Any]) -> str:
 def _other(beside: Mapping[str, Any]) -> str:
     lines = [
         f"## Beside {beside['tool']}\n",
-        f"Commit `{beside['commit']}`, measured on the same model and data, outside this repository, none of whose files "
-        f"come from it. {beside['how']}\n",
+        f"Commit `{beside['commit']}`, measured on the same model and data, outside this repository, none of whose "
+        f"files come from it. {beside['how']}\n",
     ]
     lines += [f"- {note}" for note in beside["notes"]]
     lines.append("")
