@@ -164,9 +164,8 @@ def _profiles(found: Mapping[str, Any]) -> str:
     for name, sides in found.items():
         (first, most), *_ = sides["ours"].items()
         moving = 100 * sides["ours"].get("optimiser", 0.0)
-        lines.append(
-            f"- {TITLES[name]}: {first} take {100 * most:.0f} % of Expunge's time, the optimiser {moving:.0f} %."
-        )
+        shares = f"{first} take {100 * most:.0f} % of Expunge's time, the optimiser {moving:.0f} %"
+        lines.append(f"- {TITLES[name]}: {shares}.")
     lines.append("")
     return "\n".join(lines)
 
