@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow study check docs clean venv
+.PHONY: demo test test-slow study bench bench-quick check docs clean venv
 
 venv: $(STAMP)
 
@@ -35,6 +35,15 @@ study: $(STAMP)
 	$(BIN)/python -m expunge.studies.archive_study runs/study
 	mkdir -p results && cp runs/study/study.json results/archive-study.json
 	$(BIN)/python -m expunge.studies.archive_page results/archive-study.json docs/archive-study.md
+
+# Minutes on a quiet machine: both sides in turn, equal numbers asserted, results and page written.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks page
+
+# The same with a tiny model, under a minute; writes nothing.
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks run --preset quick
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests docs
