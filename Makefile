@@ -46,9 +46,9 @@ bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks run --preset quick
 
 check: $(STAMP)
-	$(BIN)/ruff check src tests docs
-	$(BIN)/ruff format --check src tests docs
-	$(BIN)/mypy
+	$(BIN)/ruff check src tests docs benchmarks
+	$(BIN)/ruff format --check src tests docs benchmarks
+	$(BIN)/mypy src benchmarks
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
