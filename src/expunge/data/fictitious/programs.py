@@ -9,16 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from expunge.data.fictitious import vocabulary as words
-from expunge.data.fictitious.domains import (
-    FAMILIES,
-    PER_FAMILY,
-    Domain,
-    Family,
-    Problem,
-    check_sizes,
-    held_count,
-    split_families,
-)
+from expunge.data.fictitious.domains import FAMILIES, PER_FAMILY, Domain, Family, Problem, draw_kinds
 from expunge.data.fictitious.facts import PERTURBED
 
 Value = int | list[int]
@@ -123,14 +114,13 @@ def build_code(
         RecipeError: if there are too few families to split, or more than can be drawn.
     """
     kinds = list(itertools.product(FILTERS, REDUCERS))
-    check_sizes(families, per_family, holdout_families, most=len(kinds), most_problems=MOST_PROBLEMS)
-    count = families + held_count(families, holdout_families)
-    chosen = Random(f"{seed}/code").sample(kinds, count)
-    names = _names(count * per_family, Random(f"{seed}/code/names"))
+    rng = Random(f"{seed}/code")
+    chosen = draw_kinds(rng, kinds, families, holdout_families, per_family=per_family, most=MOST_PROBLEMS)
+    names = _names(len(chosen) * per_family, Random(f"{seed}/code/names"))
     found = [
         _family(f"c{i:03d}", *kind, names[i * per_family : (i + 1) * per_family], seed) for i, kind in enumerate(chosen)
     ]
-    return Domain("code", *split_families(found, families, holdout_families), seed)
+    return Domain("code", tuple(found[:families]), tuple(found[families:]), seed)
 
 
 def _names(count: int, rng: Random) -> list[str]:
