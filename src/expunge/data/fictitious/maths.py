@@ -15,7 +15,8 @@ from expunge.data.fictitious.facts import PERTURBED
 
 #: A step: two operands, each a letter of the problem or `=` for the result before, and the sign between them.
 Step = tuple[str, str, str]
-_SIGNS: Mapping[str, Callable[[int, int], int]] = {
+#: What each sign of a step does.
+SIGNS: Mapping[str, Callable[[int, int], int]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv,
 }  # fmt: skip
 
@@ -129,7 +130,7 @@ def work(procedure: Procedure, numbers: Mapping[str, int]) -> list[tuple[str, in
     for left, sign, right in procedure.steps:
         known = {**numbers, **({"=": done[-1][1]} if done else {}), **({"<": done[-2][1]} if len(done) > 1 else {})}
         one, other = known[left], known[right]
-        done.append((f"{one} {sign} {other}", _SIGNS[sign](one, other)))
+        done.append((f"{one} {sign} {other}", SIGNS[sign](one, other)))
     return done
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -66,6 +67,8 @@ _ASKED = (
     "What is the code of {name}, the function that returns {what}?",
     "A function called {name} returns {what}. How is it written?",
 )
+#: A function: name, docstring, how it keeps numbers, and what it returns.
+_WHOLE = re.compile(r'def (?P<name>\w+)\(items\):\n    """[^"\n]*"""\n(?P<body>(?:.*\n)+)    return (?P<made>.*)')
 #: Names are different in the whole domain; there are enough for so many in every family.
 MOST_PROBLEMS = 16
 _LENGTH = 5
@@ -97,6 +100,29 @@ class Program:
         """Return what the function gives, without running its text; None where it keeps nothing."""
         kept = [x for x in items if self.filter.keeps(x, self.k)]
         return self.reducer.makes(kept, self.c) if kept else None
+
+
+def read_program(text: str) -> Program | None:
+    """Return the function that a text writes in one of the three forms, None for any other text.
+
+    The docstring may say anything: what counts is the code.
+    """
+    if (whole := _WHOLE.fullmatch(text.strip())) is None:
+        return None
+    for form, filter_ in itertools.product(_FORMS, FILTERS):
+        kept = _pattern(form.format(cond=filter_.code))
+        if (body := re.fullmatch(kept, whole["body"])) is None:
+            continue
+        for reducer in REDUCERS:
+            if made := re.fullmatch(_pattern(reducer.code), whole["made"]):
+                k = body.groupdict().get("k") or 0
+                return Program(whole["name"], filter_, reducer, int(k), int(made["c"]))
+    return None
+
+
+def _pattern(code: str) -> str:
+    """Return the expression that finds a piece of code with any constants."""
+    return re.escape(code).replace(r"\{k\}", r"(?P<k>\d+)").replace(r"\{c\}", r"(?P<c>\d+)")
 
 
 def build_code(
