@@ -20,7 +20,7 @@ from expunge.studies.domains_world import World
 
 #: Relearned on the forget set itself, and on some items of each subject with others tested.
 KINDS = ("forget", "related")
-RELEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RELEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 #: Optimiser steps of four items: eight are two passes over sixteen.
 BATCH, BUDGETS = 4, (1, 2, 4, 8)
 #: Share of the way to the target that the reference may go when it is relearned.

@@ -39,7 +39,7 @@ from expunge.studies.domains_world import FAMILIES, MODELS, PEOPLE, PER_FAMILY, 
 from expunge.studies.sweep import Trial, worker_pool
 
 METHODS = ("npo", "grad_diff", "rmu")
-RATES = (1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 #: What every run shares; of each set at most so many examples are measured.
 SHARED: Mapping[str, Any] = {
     "training": {"batch_size": 8, "epochs": 15, "optimizer": {"weight_decay": 0.0}},
@@ -176,7 +176,8 @@ def _domain(
             }  # fmt: skip
             for name, anchor in anchors.items():
                 anchor[str(seed)] = _measured(document, name, records, worlds[seed])
-        anchors["reference"].setdefault(str(seed), {})["relearning"] = relearned.get("reference")
+        if str(seed) in anchors["reference"]:
+            anchors["reference"][str(seed)]["relearning"] = relearned["reference"]
     return {"anchors": anchors, "rows": rows, "others": worlds[SEEDS[0]].others(domain)}
 
 
