@@ -78,7 +78,8 @@ def _ran(seeds: Mapping[str, Entry]) -> list[Entry]:
 
 def _page(document: Document, page: Path) -> list[str]:
     domains = document["domains"]
-    lines = ["# Three domains: text, mathematics, code", "", *_intro(document), "", "## What the target learned", "",
+    lines = ["# Three domains: text, mathematics, code", "", *_intro(document), "", "## In short", "",
+             *_short_of_it(document), "", "## What the target learned", "",
              *_learned(document), ""]  # fmt: skip
     for domain, found in domains.items():
         name = _NAMES[domain]
@@ -95,8 +96,8 @@ def _intro(document: Document) -> list[str]:
     steps = document["relearning"]["budgets"][-1]
     return [
         f"One Llama of {document['parameters']:,} parameters ({shape['layers']} blocks of width "
-        f"{shape['hidden_size']}, the shape of the demo) learns three domains at once: facts about "
-        f"{document['people']} invented people, "
+        f"{shape['hidden_size']}, the shape of the demo, which was large enough) learns three domains at once: "
+        f"facts about {document['people']} invented people, "
         f"{document['families'] * document['per_family']} word problems with worked answers in {document['families']} "
         "families, and as many small functions with a docstring and a check. A request names a tenth of one domain, "
         "whole people or families; each has a reference of its own, trained the same way without it. Utility is "
@@ -132,9 +133,40 @@ def _learned(document: Document) -> list[str]:
     text = (
         f"A generated answer is right where it can be checked ({about}; no text is run). The last column is on people "
         "and families that no model saw. What the reference gets right on the forget set is what a model can do "
-        "without it."
+        "without it; where the last column is low, answers were memorised and not worked out."
     )
     return [text, "", *_table(heads, rows)]
+
+
+def _short_of_it(document: Document) -> list[str]:
+    """Return, by method and domain, how much further than the reference the relearned models went."""
+    domains = document["domains"]
+    rows = []
+    for method in next(iter(domains.values()))["rows"]:
+        cells = [method]
+        for found in domains.values():
+            runs = [_beyond(entry, "forget") for entry in _ran(found["rows"][method]["seeds"])]
+            cells.append(
+                f"{_cell([run['value'] for run in runs], signed=True)}; above in {_above(runs)} of {len(runs)}"
+            )
+        rows.append(cells)
+    text = (
+        "Probability of the forget answers once the models were trained on them again, less that of the reference "
+        "trained the same way, and in how many runs the whole interval is above zero. Above zero, the model has "
+        "something that the reference does not learn from the same training, or had never lost it (the probability "
+        "before stands in the tables below); below zero, it learned less from it than the reference did. A value near "
+        "zero or below is what this one attack found, no more."
+    )
+    return [text, "", *_table(["method", *(_NAMES[domain] for domain in domains)], rows)]
+
+
+def _beyond(entry: Entry, kind: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = entry["relearning"]["beyond_reference"][kind][_PROBABILITY]
+    return found
+
+
+def _above(runs: Sequence[Mapping[str, Any]]) -> int:
+    return sum(run["ci_low"] is not None and run["ci_low"] > 0 for run in runs)
 
 
 def _lost(domain: str, found: Mapping[str, Any]) -> list[str]:
@@ -168,12 +200,11 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
     for kind, words in _KINDS.items():
         said = []
         for name, row in found["rows"].items():
-            runs = [e["relearning"]["beyond_reference"][kind][_PROBABILITY] for e in _ran(row["seeds"])]
-            above = sum(run["ci_low"] is not None and run["ci_low"] > 0 for run in runs)
+            runs = [_beyond(entry, kind) for entry in _ran(row["seeds"])]
             below = sum(run["ci_high"] is not None and run["ci_high"] < 0 for run in runs)
             span = _cell([run["value"] for run in runs], signed=True)
-            said.append(f"{name} ended above the reference in {above} and below it in {below} of {len(runs)} runs "
-                        f"({span})")  # fmt: skip
+            said.append(f"{name} ended above the reference in {_above(runs)} and below it in {below} of {len(runs)} "
+                        f"runs ({span})")  # fmt: skip
         out.append(f"- {words}: {'; '.join(said)}.")
     return ["Probability of the answers after relearning, less the reference's; a run counts where its whole interval "
             "lies on one side of zero.", "", *out]  # fmt: skip
@@ -244,7 +275,13 @@ def _rule(document: Document) -> list[str]:
         "anyone learns the forget set anew, and what comes back says nothing about what was left. Probability of the "
         "forget answers:"
     )
-    return ["## How hard to relearn", "", text, "", *_table(["domain", "rate", *names], rows)]
+    return [
+        "## How hard to relearn",
+        "",
+        text,
+        "",
+        *_table(["domain", "rate", *(name.replace("_", ", ") for name in names)], rows),
+    ]
 
 
 def _limits(document: Document) -> list[str]:

@@ -170,9 +170,10 @@ def _domain(
                 row["seeds"][str(seed)] = {"error": errors[seed, domain, method]}
                 continue
             document, records = read_audit(path / "audit.json"), path.parent / f"records-{domain}"
+            run = read_run(path)
             row["seeds"][str(seed)] = _measured(document, method, records, worlds[seed]) | {
-                "seconds": read_run(path)["unlearning_seconds"], "relearning": relearned[method],
-                "inside": inside[method],
+                "recipe_hash": run["recipe_hash"], "seconds": run["unlearning_seconds"],
+                "relearning": relearned[method], "inside": inside[method],
             }  # fmt: skip
             for name, anchor in anchors.items():
                 anchor[str(seed)] = _measured(document, name, records, worlds[seed])
