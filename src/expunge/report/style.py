@@ -309,4 +309,4 @@ def drawing_style(svg: str) -> str:
     """Return a drawing that carries its own style, to stand in a file of its own; light."""
     start = svg.index(">") + 1
     head = svg[: start - 1].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
-    return f"{head}><style>:root{{{_LIGHT}}}{_DRAWINGS}</style>{svg[start:]}\n"
+    return f"{head}><style>:root{{{_LIGHT}--sans:sans-serif}}{_DRAWINGS}</style>{svg[start:]}\n"

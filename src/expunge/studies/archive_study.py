@@ -140,11 +140,12 @@ def choose(
     errors = run_all([(r, f, folder / "records") for r, f in zip(recipes, folders, strict=True)], workers)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}
     for (name, rate), recipe, path, error in zip(points, recipes, folders, errors, strict=True):
-        trials[name].append(_trial(rate, recipe, path, error))
-    return {name: _choice(tried) for name, tried in trials.items()}
+        trials[name].append(trial(rate, recipe, path, error))
+    return {name: choice(tried) for name, tried in trials.items()}
 
 
-def _choice(tried: Sequence[Trial]) -> dict[str, Any]:
+def choice(tried: Sequence[Trial]) -> dict[str, Any]:
+    """Return the learning rate of one row by the rule, with how many were tried."""
     if not tried:
         return {"learning_rate": None, "runs_tried": 1, "kept_enough": True}
     ranked, kept = rank(tried, RULE)
@@ -152,7 +153,8 @@ def _choice(tried: Sequence[Trial]) -> dict[str, Any]:
     return {"learning_rate": best, "runs_tried": len(tried), "kept_enough": kept}
 
 
-def _trial(rate: float, recipe: Recipe, path: Path, error: str) -> Trial:
+def trial(rate: float, recipe: Recipe, path: Path, error: str) -> Trial:
+    """Return what the rule looks at in one run."""
     if error:
         return Trial({"learning_rate": rate}, path.name, recipe.hash, None, None, error)
     document = read_audit(path / "audit.json")
