@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, diagnose, lookup, measure, unlearn
+from expunge.cli import attack, bench, canary, diagnose, lookup, measure, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
@@ -24,6 +24,7 @@ _ORDER = (
     "compare",
     "attack",
     "diagnose",
+    "canary",
     "methods",
     "metrics",
     "validate",
@@ -84,6 +85,7 @@ app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.compare)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(attack.attack)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(diagnose.diagnose)
+app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(lookup.methods_app, name="methods", rich_help_panel=_LOOK)
 app.add_typer(lookup.metrics_app, name="metrics", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(lookup.validate)

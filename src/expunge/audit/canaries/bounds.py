@@ -23,9 +23,7 @@ Kind = Literal["clopper_pearson", "one_run", "gdp", "fdp_one_run"]
 _TOLERANCE = 1e-9
 
 _COINS = "every canary was inserted by its own fair coin, and the training does not know the coins otherwise"
-_INDEPENDENT = (
-    "scores of different canaries are independent of each other, which within one run they are not quite"
-)
+_INDEPENDENT = "scores of different canaries are independent of each other, which within one run they are not quite"
 _GAUSSIAN = "the trade-off curve of the training is that of a Gaussian mechanism"
 _HULL = "the thresholds were chosen by the scores themselves"
 _ASSUMPTIONS: dict[Kind, tuple[str, ...]] = {
