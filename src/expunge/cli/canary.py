@@ -72,7 +72,7 @@ def _print_planted(found: Planted, as_json: bool) -> None:
     manifest = found.manifest
     inserted = sum(entry.inserted for entry in manifest.canaries)
     if as_json:
-        summary = {"n": manifest.plan.n, "inserted": inserted, "design": manifest.plan.design, "seal": manifest.seal}
+        summary = {"n": manifest.plan.n, "n_inserted": inserted, "design": manifest.plan.design, "seal": manifest.seal}
         print_json(json.dumps(summary | {name: str(path) for name, path in paths.items()}, indent=1))
         return
     print_facts(out(), [
@@ -95,7 +95,7 @@ def audit(
         str | None, typer.Option("--reference", help="Model trained without any of the canaries.")
     ] = None,
     seal: Annotated[str | None, typer.Option("--seal", help="The seal noted at planting.")] = None,
-    delta: Annotated[float, typer.Option("--delta", help="Delta of the bounds.")] = 1e-5,
+    delta: Annotated[float, typer.Option("--delta", help="Delta of the bounds.")] = 1e-6,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of bounds and intervals.")] = 0.95,
     device: opt.Device = None,
     as_json: opt.Json = False,

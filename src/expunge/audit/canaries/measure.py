@@ -36,7 +36,7 @@ from expunge.data.encoding import Encoder
 from expunge.signals.likelihood import score
 
 FPR = 0.01
-DELTA = 1e-5
+DELTA = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,8 @@ def findings(
     found = [method(scores, grid, **given) for method in
              (clopper_pearson_epsilon, one_run_epsilon, fdp_one_run_epsilon, gdp_epsilon)]  # fmt: skip
     rates = {
-        "tpr_at_1_fpr": _tpr(scores, settings), "tpr_at_1_fpr_convexified": _convexified(convex_tpr_at_fpr(scores, FPR), scores),
+        "tpr_at_1_fpr": _tpr(scores, settings),
+        "tpr_at_1_fpr_convexified": _convexified(convex_tpr_at_fpr(scores, FPR), scores),
         "auc": _auc(scores, settings),
         "auc_convexified": _convexified(convex_auc(scores), scores),
     }  # fmt: skip
