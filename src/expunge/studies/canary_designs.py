@@ -42,7 +42,7 @@ Scored = dict[str, CanaryScores]
 
 
 def canary_designs(
-    *, seeds: Sequence[int] = (0, 1), designs: Sequence[Design] = DESIGNS, canaries: int = CANARIES,
+    *, seeds: Sequence[int] = (0, 1, 2), designs: Sequence[Design] = DESIGNS, canaries: int = CANARIES,
     training: Mapping[str, Any] = TRAINING,
 ) -> dict[str, Any]:  # fmt: skip
     """Return, by design, what the canaries show about target, unlearned model and reference, by seed and together.
