@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, diagnose, evidence, linear, lookup, measure, requests, unlearn
+from expunge.cli import attack, bench, canary, diagnose, evidence, linear, lookup, measure, requests, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
@@ -26,6 +26,7 @@ _ORDER = (
     "compare",
     "attack",
     "diagnose",
+    "canary",
     "desk",
     "request",
     "work",
@@ -94,6 +95,7 @@ app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.compare)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(attack.attack)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(diagnose.diagnose)
+app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
 app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS)(requests.work)

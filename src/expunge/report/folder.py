@@ -238,12 +238,13 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _attacks(audit: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what attacks found, as fields of the view."""
+    """Return what attacks and canaries found, as fields of the view."""
     curves = curves_of(audit)
     return {
         "attacks_run": kinds_run(audit), "relearning": curves[0] if curves else None,
         "more_relearning": tuple(curves[1:]),
         "attacks": tuple(rows_of(audit)), "regimes": tuple(regimes_of(audit)), "powers": tuple(powers_of(audit)),
+        "canaries": audit.get("canaries") or {},
     }  # fmt: skip
 
 

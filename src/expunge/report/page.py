@@ -8,6 +8,7 @@ from html import escape
 
 from expunge.report import sections
 from expunge.report.answers import answers
+from expunge.report.canaries import canaries_section
 from expunge.report.examples import examples_section
 from expunge.report.markup import para, quote, tag
 from expunge.report.style import CSS, SCRIPT
@@ -60,6 +61,7 @@ def _sections(view: ReportView, show_examples: bool) -> list[tuple[str, str, str
         ("training", "How training went", sections.trajectories(view)),
         ("examples", "Examples", examples_section(view, show_examples)),
         ("back", "Does it come back?", sections.comes_back(view)),
+        ("canaries", "Canaries", canaries_section(view.canaries)),
         ("limits", "What this report cannot show", sections.cannot_show(view)),
         ("environment", "Environment", sections.surroundings(view)),
         ("reproduce", "How to reproduce", sections.commands(view.reproduce)),

@@ -174,6 +174,7 @@ class ReportView:
         attacks: what attacks found, number by number.
         regimes: verdicts on reversibility.
         powers: whether relearning moved anything, by way.
+        canaries: what planted canaries show, as in `audit.json`; empty if none were planted.
         key_metrics: metrics of the cards and of the interval plots; empty: chosen from what is there.
         plane_metric: horizontal axis of the plane; "": chosen from what is there.
         not_shown: what the audit says that it cannot show.
@@ -196,6 +197,7 @@ class ReportView:
     attacks: Sequence[AttackRow] = ()
     regimes: Sequence[RegimeView] = ()
     powers: Sequence[PowerView] = ()
+    canaries: Mapping[str, Any] = field(default_factory=dict)
     key_metrics: Sequence[str] = ()
     plane_metric: str = ""
     not_shown: Sequence[str] = ()
