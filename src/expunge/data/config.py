@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from expunge.data.noise import NoiseConfig
+from expunge.data.robust import RobustConfig
 
 
 class DataConfig(BaseModel):
@@ -32,3 +35,17 @@ class DataConfig(BaseModel):
     too_long: Literal["error", "truncate", "drop"] = Field("error", description="what happens to longer examples")
     answer_eos: bool = Field(True, description="end every answer with an end-of-sequence token")
     limit: int | None = Field(None, ge=1, description="read at most this many examples of each set")
+    noise: NoiseConfig = Field(default_factory=NoiseConfig)
+    robust: RobustConfig = Field(default_factory=RobustConfig)
+
+    @model_validator(mode="after")
+    def _sets_are_there(self) -> DataConfig:
+        wanted = {
+            "noise.kind mislabel": (self.noise.kind == "mislabel", "retain"),
+            "robust.overlap": (self.robust.overlap is not None, "retain"),
+            "robust.memorised holdout": (self.robust.memorised == "holdout", "holdout"),
+        }
+        for setting, (on, name) in wanted.items():
+            if on and getattr(self, name) is None:
+                raise ValueError(f"{setting} needs a {name} set: give data.{name}")
+        return self

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.claims import ClaimKind
+from expunge.data.preparation import in_words
 from expunge.errors import InputDataError
 from expunge.report.attacks import curves_of, kinds_run, regimes_of, rows_of
 from expunge.report.view import (
@@ -233,6 +234,8 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         rows.append(
             (f"{name.replace('_', ' ').capitalize()} set", f"{entry.get('n', 'unknown number of')} examples{digest}")
         )
+    if run.get("prepared"):
+        rows.append(("Forget set in training", f"{in_words(run['prepared'])}; audited as given"))
     return tuple(rows)
 
 
