@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.data.noise import NoiseConfig
 from expunge.data.robust import RobustConfig
@@ -37,15 +37,3 @@ class DataConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="read at most this many examples of each set")
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
     robust: RobustConfig = Field(default_factory=RobustConfig)
-
-    @model_validator(mode="after")
-    def _sets_are_there(self) -> DataConfig:
-        wanted = {
-            "noise.kind mislabel": (self.noise.kind == "mislabel", "retain"),
-            "robust.overlap": (self.robust.overlap is not None, "retain"),
-            "robust.memorised holdout": (self.robust.memorised == "holdout", "holdout"),
-        }
-        for setting, (on, name) in wanted.items():
-            if on and getattr(self, name) is None:
-                raise ValueError(f"{setting} needs a {name} set: give data.{name}")
-        return self

@@ -178,7 +178,11 @@ def _score(recipe: Recipe, path: Path, error: str) -> tuple[float, float]:
 
 def _found(recipe: Recipe, path: Path) -> dict[str, Any]:
     metrics = read_audit(path / "audit.json").models[recipe.method.name].metrics  # type: ignore[attr-defined]
-    return {"recipe_hash": recipe.hash, "metrics": _values(metrics), "prepared": read_run(path)["prepared"]}
+    info = read_run(path)
+    trained_on = (info["prepared"] or info["data"]["forget"])["n"]
+    return {
+        "recipe_hash": recipe.hash, "metrics": _values(metrics), "trained_on": trained_on, "prepared": info["prepared"],
+    }  # fmt: skip
 
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, Any]:
