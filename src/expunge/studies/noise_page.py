@@ -18,7 +18,7 @@ from expunge.report.svg import Scale, axis_bottom, canvas, domain, group, line, 
 from expunge.report.words import number
 from expunge.runs import write_text
 from expunge.studies.archive_study import summary
-from expunge.studies.noise_study import METHODS, METRICS, OFF, ON, PROBED_RATE, rows_by
+from expunge.studies.noise_study import ALONE, METHODS, METRICS, OFF, ON, PROBED_RATE, rows_by
 
 TITLES = {
     "forget_quality": "forget quality", "forget.extraction_strength": "extraction strength", "model_utility": "utility",
@@ -101,14 +101,16 @@ def _page(document: Mapping[str, Any], picture: str) -> list[str]:
     for method in METHODS:
         lines += [f"## {method}", "", *_table(document, method), ""]
     lines += ["## Each guard by itself", "",
-              f"{METHODS[0]}, rate {PROBED_RATE:g}; the memorisation filter with the margin that was chosen, 0 if none was.", "",
+              f"{METHODS[0]}, rate {PROBED_RATE:g}; the memorisation filter with the margin that was chosen, 0 if none "
+              "was.", "",
               *_alone(document), ""]  # fmt: skip
     return [*lines, *_choice(document), *_failures(document)]
 
 
 def findings(document: Mapping[str, Any]) -> list[str]:
     """Return what the numbers support: only where every method's range over the seeds is clear of the other's."""
-    noises = [key for key in rows_by(document, METHODS[0]) if key != ("none", 0.0)]
+    shared = set.intersection(*(set(rows_by(document, method)) for method in METHODS))
+    noises = [key for key in rows_by(document, METHODS[0]) if key in shared and key != ("none", 0.0)]
     lines = [
         f"A difference is stated only where, for {' and '.join(METHODS)} alike, every archive lies on one side of "
         "every archive of the other condition.", "",
@@ -147,7 +149,7 @@ def _table(document: Mapping[str, Any], method: str) -> list[str]:
 
 
 def _alone(document: Mapping[str, Any]) -> list[str]:
-    names = (OFF, "overlap", "memorised", "trim", ON)
+    names = (OFF, *ALONE, ON)
     lines = _head("noise", "guard", "trained on")
     for (kind, rate), by_guards in rows_by(document, METHODS[0], names).items():
         if len(by_guards) == len(names):
@@ -156,12 +158,15 @@ def _alone(document: Mapping[str, Any]) -> list[str]:
 
 
 def _choice(document: Mapping[str, Any]) -> list[str]:
-    lines = ["## How the guards' settings were chosen", "",
-             f"Means on archive {document['tuning_seed']} over the kinds that the table above shows, {METHODS[0]}, "
-             f"rate {PROBED_RATE:g}: the highest {TITLES['forget_quality']} among those that keep "
-             f"{document['rule']['keep_share']:.0%} of the target's utility. A run in which nothing was left to train on counts as the unchanged model.", "",
-             "| margin, nats per token | trim | forget quality | share of utility kept | nothing left |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "## How the guards' settings were chosen", "",
+        f"Means on archive {document['tuning_seed']} over the kinds that the table above shows, {METHODS[0]}, rate "
+        f"{PROBED_RATE:g}: the highest {TITLES['forget_quality']} among those that keep "
+        f"{document['rule']['keep_share']:.0%} of the target's utility. A run in which nothing was left to train on "
+        "counts as the unchanged model.", "",
+        "| margin, nats per token | trim | forget quality | share of utility kept | nothing left |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
     for trial in document["guard_trials"]:
         margin = "no filter" if trial["margin"] is None else f"{trial['margin']:g}"
         numbers = [number(trial["score"]), number(trial["kept_share"]), str(len(trial["errors"]))]
@@ -198,41 +203,37 @@ def _trained(seeds: Seeds) -> str:
 
 def drawing(document: Mapping[str, Any]) -> str:
     """Return, per method, extraction strength and utility of every noise: medians with the range over the archives."""
-    keys = list(rows_by(document, METHODS[0]))
-    pitch, top, left, width = 26.0, 66.0, 210.0, 330.0
-    block = top + pitch * len(keys) + 52
-    parts = [_legend(left)]
-    for m, method in enumerate(METHODS):
-        rows, first = rows_by(document, method), m * block + 24
+    pitch, top, left, width = 26.0, 66.0, 232.0, 330.0
+    parts, first = [_legend(left)], 24.0
+    for method in METHODS:
+        rows = rows_by(document, method)
         parts.append(text(0, first + 20, method, "name"))
         parts += [text(left - 12, first + top + pitch * (i + 0.5) + 4, _name(*key), "", "end")
-                  for i, key in enumerate(keys)]  # fmt: skip
+                  for i, key in enumerate(rows)]  # fmt: skip
         for p, metric in enumerate(_DRAWN):
-            box = (left + p * (width + 40), first + top, width, pitch)
-            parts.append(_panel(document, rows, keys, metric, box))
-    label = "Extraction strength and utility by kind and rate of noise, without and with guards, for " + ", ".join(
-        METHODS
-    )
-    return drawing_style(canvas(left + 2 * width + 60, len(METHODS) * block + 24, parts, label))
+            parts.append(_panel(document, rows, metric, (left + p * (width + 40), first + top, width, pitch)))
+        first += top + pitch * len(rows) + 52
+    label = f"Extraction strength and utility by noise, without and with guards, for {', '.join(METHODS)}"
+    return drawing_style(canvas(left + 2 * width + 60, first, parts, label))
 
 
 def _panel(
-    document: Mapping[str, Any], rows: Mapping[tuple[str, float], Any], keys: Sequence[tuple[str, float]], metric: str,
+    document: Mapping[str, Any], rows: Mapping[tuple[str, float], Any], metric: str,
     box: tuple[float, float, float, float],
 ) -> str:  # fmt: skip
     left, top, width, pitch = box
     reference = summary(document["anchors"]["reference"], metric)
     assert reference is not None
     values = [*reference]
-    for key in keys:
-        values += [value for seeds in rows[key].values() for value in summary(seeds, metric) or ()]
+    for by_guards in rows.values():
+        values += [value for seeds in by_guards.values() for value in summary(seeds, metric) or ()]
     scale = Scale(*domain(values), left + 8, left + width - 8)
-    bottom = top + pitch * len(keys)
+    bottom = top + pitch * len(rows)
     parts = [text(left, top - 12, TITLES[metric], "label"),
              axis_bottom(scale, bottom, ticks(scale.low, scale.high), "", top),
              line(scale(reference[0]), top, scale(reference[0]), bottom, "refline")]  # fmt: skip
-    for i, key in enumerate(keys):
-        for guards, seeds in rows[key].items():
+    for i, (key, by_guards) in enumerate(rows.items()):
+        for guards, seeds in by_guards.items():
             y = top + pitch * (i + (0.32 if guards == OFF else 0.68))
             parts.append(_mark(seeds, metric, guards, scale, y, _name(*key)))
     return "".join(parts)

@@ -31,8 +31,10 @@ KINDS = ("mask", "rewrite", "mislabel", "swap", "drop", "duplicate")
 RATES = (0.2, 0.5)
 METRICS = ("forget_quality", "forget.extraction_strength", "model_utility")
 #: Kinds and rate on which the guards' settings are chosen, and on which each guard is tried by itself.
-PROBED, PROBED_RATE = ("mask", "mislabel", "swap"), 0.5
+PROBED, PROBED_RATE = ("mask", "mislabel", "swap"), RATES[-1]
 OFF, ON = "off", "on"
+#: Names of the guards by themselves.
+ALONE = ("overlap", "memorised", "trim")
 #: Similarity from which an item overlaps; the default of `without_overlap`.
 OVERLAP = 0.7
 #: What is searched: the margin of the memorisation filter in nats per token (None: no filter), and the share trimmed.
@@ -72,11 +74,16 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Return every condition: the clean set, every kind and rate without and with guards, and each guard alone."""
-    noises = [("none", 0.0), *((kind, rate) for kind in KINDS for rate in RATES)]
-    both = [Cell(m, kind, rate, guards) for m in METHODS for kind, rate in noises for guards in (OFF, ON)]
-    alone = [Cell(METHODS[0], k, PROBED_RATE, g) for k in PROBED for g in ("overlap", "memorised", "trim")]
-    return both + alone
+    """Return every condition: the clean set and every kind without and with guards, and each guard alone.
+
+    The first method sees every rate, the others the highest.
+    """
+    out = []
+    for method in METHODS:
+        rates = RATES if method == METHODS[0] else RATES[-1:]
+        noises = [("none", 0.0), *((kind, rate) for kind in KINDS for rate in rates)]
+        out += [Cell(method, kind, rate, guards) for kind, rate in noises for guards in (OFF, ON)]
+    return out + [Cell(METHODS[0], kind, PROBED_RATE, guard) for kind in PROBED for guard in ALONE]
 
 
 def guards_named(chosen: Guards) -> dict[str, Guards]:
