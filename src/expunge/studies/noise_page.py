@@ -30,6 +30,22 @@ _KINDS = {
 _DRAWN = ("forget.extraction_strength", "model_utility")
 _LOOKS = {OFF: ("circle", "m1", "without guards"), ON: ("diamond", "m0", "with guards")}
 
+#: How a recipe asks for what the page measured.
+_USE = (
+    "## In a recipe", "", "```yaml", "data:",
+    "  noise: {kind: mislabel, rate: 0.2, seed: 0}   # for experiments: the audit sees the clean set",
+    "  robust:", "    overlap: 0.7            # leave out forget items this alike to a retain item (word 3-grams)",
+    "    memorised: holdout      # leave out what the model knows no better than unseen items; or base",
+    "    margin: 3.0             # by how many nats per token", "method:", "  name: npo",
+    "  trim: 0.25                # leave out the forget examples with the highest loss in each forward", "```", "",
+    "The guards work with every method that trains on a forget set, `trim` with every method of gradient steps on a "
+    "forget term. How many items each step touched or left out is printed when unlearning begins, kept in `run.json` "
+    "and shown in the report. With `overlap`, items that are in both sets are no error. What a guard leaves out is "
+    "still part of the request: the audit measures it.", "",
+    "Masking and rewriting follow Wang et al., *LLM Unlearning on Noisy Forget Sets*, AISec 2025 (arXiv:2510.09007); "
+    "the other kinds and the guards are our own.", "",
+)  # fmt: skip
+
 Seeds = Mapping[str, Any]
 
 
@@ -104,7 +120,7 @@ def _page(document: Mapping[str, Any], picture: str) -> list[str]:
               f"{METHODS[0]}, rate {PROBED_RATE:g}; the memorisation filter with the margin that was chosen, 0 if none "
               "was.", "",
               *_alone(document), ""]  # fmt: skip
-    return [*lines, *_choice(document), *_failures(document)]
+    return [*lines, *_choice(document), *_failures(document), *_USE]
 
 
 def findings(document: Mapping[str, Any]) -> list[str]:
