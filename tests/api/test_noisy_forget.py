@@ -65,7 +65,7 @@ class Stages(Silent):
 def test_a_run_says_what_it_trained_on_and_audits_what_was_given(place: Path, tmp_path: Path) -> None:
     data = {"noise": {"kind": "mislabel", "rate": 0.5}, "robust": {"overlap": 0.7, "memorised": "holdout"}}
     stages = Stages()
-    recipe = build_recipe(settings(place, data=data))
+    recipe = build_recipe(settings(place, data=data, method={"trim": 0.25}))
     run(recipe, output_dir=tmp_path / "o", watcher=stages)
     found = written(tmp_path / "o")
     counts = [(step["what"], step["items"], step["left"]) for step in found["prepared"]["steps"]]
@@ -78,6 +78,8 @@ def test_a_run_says_what_it_trained_on_and_audits_what_was_given(place: Path, tm
     assert "4 left out for overlap with the retain set (threshold 0.7)" in header
     report = (tmp_path / "o/report.html").read_text()
     assert "Forget set in training" in report
+    assert found["notes"]["trimmed"] == {"side": "high", "examples": 1, "of": 4}
+    assert "1 of the 4 forget examples of a full forward left out, those with the highest loss" in report
     assert "mislabel noise at rate 0.5 (seed 0) touched 4 and left 12" in report
     planned = plan(recipe)
     assert planned["prepared"]["steps"] == found["prepared"]["steps"][:2]

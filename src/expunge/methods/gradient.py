@@ -28,7 +28,7 @@ from expunge.methods.trimming import trimmed_loss
 from expunge.methods.weights import Masks, build_masks, choose_parameters, intersection, kept
 from expunge.objectives.likelihood import kl_divergence, negative_log_likelihood
 from expunge.objectives.reduction import Reduction, reduce_tokens
-from expunge.objectives.trimmed import Side
+from expunge.objectives.trimmed import Side, left_out
 from expunge.optim.masks import WeightMasks, kept_share
 from expunge.signals.head import Head, TokenFunction
 from expunge.signals.likelihood import Scorer, TokenRequest, TokenValues, label_logp
@@ -259,8 +259,8 @@ class GradientMethod(Method):
 
     def check(self, config: Any, training: TrainingConfig) -> None:
         """Refuse a trim that leaves nothing out of a forward; see `Method.check`."""
-        rows = min(training.micro_batch_size or training.batch_size, training.batch_size)
-        if 0 < config.trim * rows < 1:
+        rows = _forward_rows(training)
+        if config.trim and not left_out(rows, config.trim):
             raise RecipeError(
                 f"leaves out none of {rows} examples", field="method.trim", value=config.trim,
                 remedy=f"Use at least {1 / rows:.3g}, or a larger training.micro_batch_size or training.batch_size",
@@ -309,8 +309,16 @@ class GradientMethod(Method):
             folder=context.folder, probe=context.probe, callbacks=context.callbacks,
             masks=WeightMasks(model, masks) if masks else None, errors=context.error_probe(), seed=context.seed,
         )  # fmt: skip
-        notes = {"moving_share": kept_share(masks)} if masks else {}
+        notes: dict[str, Any] = {"moving_share": kept_share(masks)} if masks else {}
+        if config.trim:
+            rows = _forward_rows(context.training)
+            notes["trimmed"] = {"side": config.trim_side, "examples": left_out(rows, config.trim), "of": rows}
         return MethodOutcome(model, trainer.run(resume=context.resume), notes)
+
+
+def _forward_rows(training: TrainingConfig) -> int:
+    """Return the forget examples of a full forward."""
+    return min(training.micro_batch_size or training.batch_size, training.batch_size)
 
 
 def _all_masks(context: MethodContext, parts: Parts, model: nn.Module, fixed: Masks) -> Masks:

@@ -236,6 +236,13 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         )
     if run.get("prepared"):
         rows.append(("Forget set in training", f"{in_words(run['prepared'])}; audited as given"))
+    trimmed = (run.get("notes") or {}).get("trimmed")
+    if trimmed:
+        ends = {"high": "highest", "low": "lowest", "both": "highest and as many with the lowest"}
+        text = (
+            f"{trimmed['examples']} of the {trimmed['of']} forget examples of a full forward left out, those with the "
+        )
+        rows.append(("Trimmed forget loss", f"{text}{ends[trimmed['side']]} loss"))
     return tuple(rows)
 
 
