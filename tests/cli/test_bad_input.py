@@ -65,6 +65,25 @@ def test_forget_and_retain_overlap(lab: Lab, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("data.noise.kind=mask", "data.noise.rate=1.5"), "data.noise.rate: input should be less than or equal to 1"),
+        (("data.noise.kind=mask", "data.noise.rate=-1"), "data.noise.rate: input should be greater than or equal to 0"),
+        (("data.noise.kind=masks", "data.noise.rate=0.1"), "Did you mean 'mask'?"),
+        (("data.noise.rate=0.1",), "rate says how much, but kind is none"),
+        (("data.robust.overlap=0",), "data.robust.overlap: input should be greater than 0"),
+        (("data.robust.memorised=all",), "Valid: base, holdout, none"),
+    ],
+)
+def test_noise_and_guards_that_cannot_be_meant(given: tuple[str, ...], says: str, lab: Lab, tmp_path: Path) -> None:
+    more = [part for setting in given for part in ("--set", setting)]
+    done = expunge(*lab.run(tmp_path / "out", *more))
+    assert done.code == 2
+    assert says in done.said
+    assert not (tmp_path / "out").exists()
+
+
 def without(lab: Lab, folder: Path, *patterns: str) -> str:
     """A copy of the model folder that lacks some files."""
     shutil.copytree(lab.base, folder)

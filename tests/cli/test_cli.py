@@ -264,3 +264,12 @@ def test_small_models_get_one_thread(lab: Lab, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     limit_threads(lab.base)
     assert chosen == [1]
+
+
+def test_noise_from_the_command_line_is_counted_in_what_is_printed(lab: Lab, tmp_path: Path) -> None:
+    noise = ("--set", "data.noise.kind=mislabel", "--set", "data.noise.rate=0.5", "--set", "data.robust.overlap=0.7")
+    done = expunge(*lab.run(tmp_path / "out", *noise))
+    assert done.code == 0, done.stderr
+    said = "8 items given; mislabel noise at rate 0.5 (seed 0) touched 4 and left 12; 4 left out for overlap"
+    assert said in done.said
+    assert said in " ".join(done.stdout.split())

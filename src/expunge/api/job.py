@@ -6,13 +6,15 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.api.memory import check_metrics, document, entry, estimate
+from expunge.api.needs import check_needs
+from expunge.api.screen import screen
 from expunge.api.workspace import (
     Data,
     Opened,
@@ -35,7 +37,8 @@ from expunge.audit.protocol import Protocol, default_protocol
 from expunge.audit.records import Records
 from expunge.benchmarks.base import BenchmarkData
 from expunge.data.digests import data_digest
-from expunge.errors import ExpungeError, RecipeError
+from expunge.data.preparation import in_words
+from expunge.errors import ExpungeError
 from expunge.methods.base import MethodContext, MethodOutcome
 from expunge.methods.registry import get_method
 from expunge.models.adapters import is_lora
@@ -91,7 +94,7 @@ def run(
     Raises:
         ExpungeError: one of its kinds; the run folder then says what happened.
     """
-    _check_needs(recipe)
+    check_needs(recipe)
     path, watch = output_dir or Path("runs") / recipe.folder_name, watcher or Silent()
     check_output(path, overwrite=overwrite, resume=resume)
     earlier = earlier_run(path, recipe.hash) if resume else {}
@@ -101,7 +104,7 @@ def run(
     protocol = default_protocol(data.audited)
     check_metrics(recipe.audit, protocol)
     if benchmark is not None:
-        data, protocol = Data(data.splits, benchmark.sets), benchmark.protocol
+        data, protocol = replace(data, audited=benchmark.sets), benchmark.protocol
     watch.stage("Loading the model")
     opened = [open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))]
     canaries = canary_audit_of(recipe.audit, opened[0].encoder)
@@ -121,28 +124,6 @@ def _finished(recipe: Recipe, path: Path, stopped: str) -> RunResult:
 
 def _training_dtype(recipe: Recipe) -> str:
     return "bfloat16" if recipe.training.precision == "pure_bf16" else "float32"
-
-
-def _check_needs(recipe: Recipe) -> None:
-    """Raise if an input that the method needs is missing."""
-    method = get_method(recipe.method.name)  # type: ignore[attr-defined]
-    card, needs = method.card, method.needs(recipe.method, recipe.training)
-    if "retain" in needs and recipe.data.retain is None:
-        raise RecipeError(
-            f"method {card.name!r} needs a retain set", field="data.retain",
-            remedy="Give --retain FILE, or do without what reads it: method.retain, or training.mask.kind wagle",
-        )  # fmt: skip
-    if "base_model" in needs and recipe.model.base is None:
-        raise RecipeError(
-            f"method {card.name!r} needs the model that never saw the data", field="model.base",
-            remedy="Give --base DIR",
-        )  # fmt: skip
-    if "holdout" in needs and recipe.data.holdout is None:
-        raise RecipeError(
-            f"method {card.name!r} with these settings needs a holdout: examples "
-            "like those of the forget set that no model was trained on", field="data.holdout",
-            remedy="Give --holdout FILE",
-        )  # fmt: skip
 
 
 class _Job:
@@ -166,6 +147,7 @@ class _Job:
             "recipe_hash": recipe.hash, "recipe": recipe.to_dict(), "environment": environment(),
             "data": {name: {"n": len(examples), "digest": data_digest(examples)}
                      for name, examples in self._data.splits.named().items()},
+            "prepared": None if self._data.prepared is None else self._data.prepared.to_dict(),
             "commands": list(commands), "runs_tried": runs_tried,
         })  # fmt: skip
         try:
@@ -192,7 +174,8 @@ class _Job:
         watch.stage("Auditing the model before")
         before = self._measure(measurer, model, "target", dtype, digest)
         reference = self._reference(measurer, dtype)
-        watch.stage(f"Unlearning with {self._name}")
+        self._screen(model, encoder)
+        watch.stage(f"Unlearning with {self._name}{self._preparation()}")
         outcome = self._unlearn(model, encoder, digest, resume=resume)
         del model, opened
         release()
@@ -233,14 +216,36 @@ class _Job:
         release()
         return records
 
-    def _unlearn(self, model: PreTrainedModel, encoder: Any, digest: str, *, resume: bool) -> MethodOutcome:
+    def _screen(self, model: PreTrainedModel, encoder: Any) -> None:
+        """Leave out what the model does not know, if the recipe says so, and write down what is trained on."""
+        robust, data = self._recipe.data.robust, self._data
+        if robust.memorised == "none" or data.prepared is None:
+            return
+        self._watcher.stage(f"Looking for what the model knows better than the {robust.memorised}")
+        kept = screen(
+            data.prepared, robust, model=model, encoder=encoder, holdout=data.splits.holdout,
+            load_base=self._load_base(),
+        )  # fmt: skip
+        release()
+        self._data = replace(data, prepared=kept)
+        self._folder.update({"prepared": kept.to_dict()})
+
+    def _preparation(self) -> str:
+        prepared = self._data.prepared
+        return "" if prepared is None else f" ({in_words(prepared.to_dict())})"
+
+    def _load_base(self) -> Callable[[], PreTrainedModel] | None:
         recipe, base = self._recipe, self._recipe.model.base
+        return None if base is None else lambda: load(recipe.model, base, dtype=_training_dtype(recipe)).model
+
+    def _unlearn(self, model: PreTrainedModel, encoder: Any, digest: str, *, resume: bool) -> MethodOutcome:
+        recipe, splits = self._recipe, self._data.trained
         method = get_method(self._name)
         context = MethodContext(
-            model=model, encoder=encoder, splits=self._data.splits, training=recipe.training, seed=recipe.seed,
+            model=model, encoder=encoder, splits=splits, training=recipe.training, seed=recipe.seed,
             pad_id=encoder.pad_id, model_digest=digest, folder=self._folder.path,
-            load_base=None if base is None else lambda: load(recipe.model, base, dtype=_training_dtype(recipe)).model,
-            probe=LikelihoodProbe(encoder, self._data.splits), callbacks=[self._watcher], resume=resume,
+            load_base=self._load_base(), probe=LikelihoodProbe(encoder, splits), callbacks=[self._watcher],
+            resume=resume,
         )  # fmt: skip
         started = time.perf_counter()
         outcome = method.run(recipe.method, context)

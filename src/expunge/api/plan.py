@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from expunge.api.needs import check_needs
 from expunge.api.workspace import Data, load_data
 from expunge.data.encoding import Encoded, Encoder
 from expunge.methods.registry import get_method
@@ -40,15 +41,16 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Raises:
         ExpungeError: whatever would stop the run because of its recipe, data or model folder.
     """
+    check_needs(recipe)
     data = load_data(recipe.data)
+    trained = data.trained.named()
     shape = model_shape(recipe.model)
     encoder = Encoder(
         tokenizer_of(recipe.model), template=recipe.data.template, max_length=recipe.data.max_length or shape.context,
         too_long=recipe.data.too_long, answer_eos=recipe.data.answer_eos,
     )  # fmt: skip
     encoded = {
-        name: [row.encoded for row in encoder.encode_many(examples, where=name)]
-        for name, examples in data.splits.named().items()
+        name: [row.encoded for row in encoder.encode_many(examples, where=name)] for name, examples in trained.items()
     }
     work = _work(recipe, data, encoded)
     moving = _moving_parameters(recipe, shape)
@@ -57,8 +59,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.to_dict(),
         "recipe_hash": recipe.hash,
         "method": {"name": card.name, "title": card.title, "claim": card.claim, "cost": card.cost},
-        "data": {name: {"examples": len(data.splits.named()[name]), "sequences": len(items),
+        "data": {name: {"examples": len(trained[name]), "sequences": len(items),
                         "tokens": sum(len(item.ids) for item in items)} for name, items in encoded.items()},
+        "prepared": None if data.prepared is None else data.prepared.to_dict(),
         "parameters": {"all": shape.parameters, "moving": moving},
         "steps": work.steps,
         "memory_mb": round(memory_mb(recipe, shape, work, moving)),

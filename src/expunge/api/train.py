@@ -10,6 +10,7 @@ from expunge.api.workspace import Silent, Watcher, final_dtype, load_data, open_
 from expunge.audit.document import environment
 from expunge.data.digests import data_digest
 from expunge.data.loaders import load_examples
+from expunge.data.preparation import is_wanted
 from expunge.errors import RecipeError
 from expunge.methods.weights import choose_parameters
 from expunge.models.digests import model_digest
@@ -48,6 +49,10 @@ def train(
     config, watch = recipe.data, watcher or Silent()
     if config.train is None:
         raise RecipeError("a training set is needed", field="data.train", remedy="Give --data FILE")
+    if is_wanted(config.noise, config.robust):
+        raise RecipeError(
+            "plain training has no forget term", field="data.noise, data.robust", remedy="Use them with `expunge run`"
+        )
     path = output_dir or Path("runs") / recipe.folder_name
     check_output(path, overwrite=overwrite, resume=resume)
     earlier = earlier_run(path, recipe.hash) if resume else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,7 @@ from expunge.data.encoding import Encoder
 from expunge.data.examples import Example, Splits
 from expunge.data.loaders import check_overlap, load_examples
 from expunge.data.parts import part_of
+from expunge.data.preparation import Prepared, is_wanted, prepare
 from expunge.errors import InputDataError, RecipeError
 from expunge.models.config import ModelConfig
 from expunge.models.digests import model_digest
@@ -71,20 +72,34 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The sets of a recipe: those trained on, and those audited under their names."""
+    """The sets of a recipe as given, those audited under their names, and the forget set prepared for training.
+
+    Attributes:
+        splits: the sets as given.
+        audited: what an audit measures, by name.
+        prepared: the forget set with noise or guards; None: trained on as given.
+    """
 
     splits: Splits
     audited: Mapping[str, Sequence[Example]]
+    prepared: Prepared | None = None
+
+    @property
+    def trained(self) -> Splits:
+        """The sets as a method sees them."""
+        return self.splits if self.prepared is None else replace(self.splits, forget=self.prepared.examples)
 
     def all_sets(self) -> dict[str, Sequence[Example]]:
         """Return every set that will be encoded; what is audited from another source is there twice."""
-        trained = self.splits.named()
+        trained = self.trained.named()
         others = {name: found for name, found in self.audited.items() if found is not trained.get(name)}
         return trained | {f"{name} (audited)" if name in trained else name: found for name, found in others.items()}
 
 
 def load_data(config: DataConfig, *, need_forget: bool = True) -> Data:
-    """Read every set a recipe names and check that they do not share examples.
+    """Read every set a recipe names, check that they do not share examples, and prepare the forget set for training.
+
+    With `robust.overlap` what forget and retain share is no error: it is left out of training.
 
     Raises:
         RecipeError: if there is no forget set.
@@ -102,17 +117,19 @@ def load_data(config: DataConfig, *, need_forget: bool = True) -> Data:
     forget, retain, holdout = (read(source, name) for source, name in
                                zip((config.forget, config.retain, config.holdout), names, strict=True))  # fmt: skip
     for other, name in ((retain, "retain"), (holdout, "holdout")):
-        if forget and other:
+        if forget and other and not (name == "retain" and config.robust.overlap is not None):
             check_overlap(forget, other, names=("forget", name))
     if retain and holdout:
         check_overlap(retain, holdout, names=("retain", "holdout"))
     extra = {name: read(source, name) for name, source in config.extra.items()}
     splits = Splits(forget, retain, holdout, extra)
     audited = {**splits.named(), **{name: read(source, name) for name, source in config.evaluate.items()}}
-    if config.audit_part == "all":
-        return Data(splits, audited)
-    part = config.audit_part
-    return Data(splits, {name: part_of(examples, part, name=name) for name, examples in audited.items()})
+    if config.audit_part != "all":
+        part = config.audit_part
+        audited = {name: part_of(examples, part, name=name) for name, examples in audited.items()}
+    noise, robust = config.noise, config.robust
+    prepared = prepare(forget, retain, noise, robust) if forget and is_wanted(noise, robust) else None
+    return Data(splits, audited, prepared)
 
 
 def device_of(config: ModelConfig) -> str:

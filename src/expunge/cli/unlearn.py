@@ -80,6 +80,7 @@ def run(
 def _print_run(result: RunResult, *, as_json: bool, all_metrics: bool) -> None:
     """Print what a run found; raise if its policy is not met."""
     from expunge.audit.document import to_json
+    from expunge.data.preparation import in_words
     from expunge.report.folder import view_from_run
 
     policy = str((result.document.policy or {}).get("name", ""))
@@ -87,6 +88,8 @@ def _print_run(result: RunResult, *, as_json: bool, all_metrics: bool) -> None:
         print_json(to_json(result.document))
     else:
         view = view_from_run(result.folder)
+        if view.run.get("prepared"):
+            print_facts(out(), [("forget set in training", in_words(view.run["prepared"]))])
         print_results(out(), view, all_metrics=all_metrics)
         out().print()
         print_sentences(out(), view)
@@ -112,6 +115,7 @@ def finish_policy(name: str, verdicts: list[Any], *, as_json: bool) -> None:
 def _print_plan(recipe: Recipe, output_dir: Path | None, as_json: bool) -> None:
     """Print what a run would do."""
     from expunge.api.plan import plan
+    from expunge.data.preparation import in_words
     from expunge.report.words import duration
 
     found = plan(recipe)
@@ -125,6 +129,10 @@ def _print_plan(recipe: Recipe, output_dir: Path | None, as_json: bool) -> None:
     rows = [("method", f"{found['method']['title']} ({found['method']['claim']})")]
     rows += [(name, f"{counts['examples']} examples, {counts['sequences']} sequences, {counts['tokens']} tokens")
              for name, counts in found["data"].items()]  # fmt: skip
+    if found["prepared"] is not None:
+        asks = recipe.data.robust.memorised != "none"
+        text = in_words(found["prepared"]) + (" (the model is not yet asked what it knows)" if asks else "")
+        rows.append(("forget set", text))
     rows += [
         ("parameters", f"{sizes['all']:,}, of which {sizes['moving']:,} move"),
         ("steps", str(found["steps"])),

@@ -7,6 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from expunge.data.noise import NoiseConfig
+from expunge.data.robust import RobustConfig
+
 
 class DataConfig(BaseModel):
     """Sources are paths (JSONL, JSON, Parquet, CSV) or hub ids."""
@@ -32,3 +35,5 @@ class DataConfig(BaseModel):
     too_long: Literal["error", "truncate", "drop"] = Field("error", description="what happens to longer examples")
     answer_eos: bool = Field(True, description="end every answer with an end-of-sequence token")
     limit: int | None = Field(None, ge=1, description="read at most this many examples of each set")
+    noise: NoiseConfig = Field(default_factory=NoiseConfig)
+    robust: RobustConfig = Field(default_factory=RobustConfig)

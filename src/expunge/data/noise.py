@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.data.examples import Example
 from expunge.data.sampling import derangement
@@ -36,6 +36,14 @@ class NoiseConfig(BaseModel):
     )
     rate: float = Field(0.0, ge=0, le=1, description="share of the words (mask) or of the items (all others)")
     seed: int = Field(0, ge=0, description="seed of a private generator")
+
+    @model_validator(mode="after")
+    def _a_rate_of_something(self) -> NoiseConfig:
+        if self.kind == "none" and self.rate > 0:
+            raise ValueError(
+                "rate says how much, but kind is none: choose mask, rewrite, mislabel, swap, drop, duplicate"
+            )
+        return self
 
 
 def add_noise(
@@ -145,7 +153,7 @@ def drop(examples: Sequence[Example], rate: float, *, seed: int) -> list[Example
     gone = set(_first(len(examples), rate, seed))
     kept = [example for at, example in enumerate(examples) if at not in gone]
     if not kept:
-        raise InputDataError("no item is left", field="noise.rate", value=rate, remedy="Lower it")
+        raise InputDataError("no item is left", field="data.noise.rate", value=rate, remedy="Lower it")
     return kept
 
 
@@ -159,7 +167,7 @@ def duplicate(examples: Sequence[Example], rate: float, *, seed: int) -> list[Ex
 
 def _count(n: int, rate: float) -> int:
     if not 0 <= rate <= 1:
-        raise RecipeError("a rate lies in 0..1", field="noise.rate", value=rate)
+        raise RecipeError("a rate lies in 0..1", field="data.noise.rate", value=rate)
     return int(rate * n + 0.5)
 
 

@@ -9,14 +9,33 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.data.examples import Example
 
 _WORD = re.compile(r"\w+")
+
+
+class RobustConfig(BaseModel):
+    """Which items of a forget set are left out of training; the audit measures them all the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overlap: float | None = Field(
+        None, gt=0, le=1,
+        description="leave out forget items whose word 3-grams are at least this alike (Jaccard) to those of a retain "
+        "item; null: none",
+    )  # fmt: skip
+    memorised: Literal["none", "base", "holdout"] = Field(
+        "none",
+        description="leave out items that the model does not know better than base: model.base knows them; holdout: "
+        "it knows the median holdout item itself",
+    )
+    margin: float = Field(0.0, ge=0, description="by how much better it must know them, nats per token")
 
 
 class Overlap(NamedTuple):

@@ -122,6 +122,14 @@ class Method(ABC):
         rewinds = training.stop.rule == "rewind"
         return frozenset(self.card.needs) | ({"holdout"} if rewinds else set())
 
+    def check(self, config: Any, training: TrainingConfig) -> None:
+        """Raise if settings of the method and of the loop do not fit together.
+
+        Raises:
+            RecipeError: naming the field.
+        """
+        del config, training
+
     def examples_per_epoch(self, config: Any, *, forget: int, retain: int) -> int:
         """Return how many examples an epoch goes through, given the sizes of the sets; as a rule the forget set's."""
         del config, retain

@@ -16,16 +16,19 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from expunge.data.encoding import Encoded
 from expunge.data.labels import relabel_all, without_eos_label
 from expunge.data.sampling import PairedSampler
+from expunge.errors import RecipeError
 from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
+from expunge.methods.trimming import trimmed_loss
 from expunge.methods.weights import Masks, build_masks, choose_parameters, intersection, kept
 from expunge.objectives.likelihood import kl_divergence, negative_log_likelihood
 from expunge.objectives.reduction import Reduction, reduce_tokens
+from expunge.objectives.trimmed import Side, left_out
 from expunge.optim.masks import WeightMasks, kept_share
 from expunge.signals.head import Head, TokenFunction
 from expunge.signals.likelihood import Scorer, TokenRequest, TokenValues, label_logp
@@ -48,6 +51,17 @@ class GradientConfig(MethodConfig):
     reduction: Reduction = Field("token_mean", description="how token losses of the forget term become one number")
     retain_reduction: Reduction = Field("token_mean", description="the same for the retain term")
     forget_eos: bool = Field(True, description="unlearn the end-of-sequence token after the forget answer too")
+    trim: float = Field(
+        0.0, ge=0, lt=1,
+        description="share of the forget examples of a forward whose losses are left out; the others weigh the same",
+    )  # fmt: skip
+    trim_side: Side = Field("high", description="which are: those with the largest loss, the smallest, or both")
+
+    @model_validator(mode="after")
+    def _trim_leaves_some(self) -> GradientConfig:
+        if self.trim_side == "both" and self.trim >= 0.5:
+            raise ValueError(f"trim {self.trim:g} on both sides leaves nothing: use less than 0.5")
+        return self
 
 
 class ForgetTerm(ABC):
@@ -163,10 +177,18 @@ class UnlearningTask:
             role: torch.cat([self._cache.get("tokens", item) for item in micro.items_of(role)]).to(device)
             for role in self._term.reference_roles
         }
-        out = {"forget": self._config.forget_weight * self._term.loss(tokens, reference, counts)}
+        out = {"forget": self._config.forget_weight * self._forget_loss(tokens, reference, counts)}
         if "retain" in tokens:
             out["retain"] = self._config.retain_weight * self._retain_loss(tokens["retain"], counts)
         return out
+
+    def _forget_loss(
+        self, tokens: Mapping[str, TokenValues], reference: Mapping[str, Tensor], counts: Counts
+    ) -> Tensor:  # fmt: skip
+        config = self._config
+        if config.trim == 0:
+            return self._term.loss(tokens, reference, counts)
+        return trimmed_loss(self._term, tokens, reference, counts, share=config.trim, side=config.trim_side)
 
     def _request(self, role: str, micro: MicroBatch) -> TokenRequest:
         if role in self._term.teacher_roles:
@@ -235,6 +257,15 @@ class GradientMethod(Method):
         read = config.retain != "none" or training.mask.kind == "wagle"
         return (super().needs(config, training) - {"retain"}) | ({"retain"} if read else set())
 
+    def check(self, config: Any, training: TrainingConfig) -> None:
+        """Refuse a trim that leaves nothing out of a forward; see `Method.check`."""
+        rows = _forward_rows(training)
+        if config.trim and not left_out(rows, config.trim):
+            raise RecipeError(
+                f"leaves out none of {rows} examples", field="method.trim", value=config.trim,
+                remedy=f"Use at least {1 / rows:.3g}, or a larger training.micro_batch_size or training.batch_size",
+            )  # fmt: skip
+
     def task(self, config: Any, context: MethodContext, parts: Parts, cache: ReferenceCache) -> UnlearningTask:
         """Return what the loop minimises."""
         return UnlearningTask(
@@ -278,8 +309,16 @@ class GradientMethod(Method):
             folder=context.folder, probe=context.probe, callbacks=context.callbacks,
             masks=WeightMasks(model, masks) if masks else None, errors=context.error_probe(), seed=context.seed,
         )  # fmt: skip
-        notes = {"moving_share": kept_share(masks)} if masks else {}
+        notes: dict[str, Any] = {"moving_share": kept_share(masks)} if masks else {}
+        if config.trim:
+            rows = _forward_rows(context.training)
+            notes["trimmed"] = {"side": config.trim_side, "examples": left_out(rows, config.trim), "of": rows}
         return MethodOutcome(model, trainer.run(resume=context.resume), notes)
+
+
+def _forward_rows(training: TrainingConfig) -> int:
+    """Return the forget examples of a full forward."""
+    return min(training.micro_batch_size or training.batch_size, training.batch_size)
 
 
 def _all_masks(context: MethodContext, parts: Parts, model: nn.Module, fixed: Masks) -> Masks:

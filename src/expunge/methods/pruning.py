@@ -104,6 +104,11 @@ class PruneFirst(Method):
         "sparsity. training.mask applies on top, to the weights that are left.",
     )
 
+    def check(self, config: Any, training: TrainingConfig) -> None:
+        """Check the method that follows."""
+        method, then = _following(config)
+        method.check(then, training)
+
     def needs(self, config: Any, training: TrainingConfig) -> frozenset[str]:
         """Return the retain set and what the method that follows needs."""
         method, then = _following(config)

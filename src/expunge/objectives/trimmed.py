@@ -10,6 +10,11 @@ from torch import Tensor
 Side = Literal["high", "low", "both"]
 
 
+def left_out(count: int, share: float) -> int:
+    """Return how many of `count` losses a share leaves out on one side: its floor."""
+    return int(share * count + 1e-9)
+
+
 def trimmed_mean(losses_B: Tensor, share: float, *, side: Side = "high") -> Tensor:
     """Return the mean of the losses without the floor(share x B) most extreme ones, a scalar.
 
@@ -25,7 +30,7 @@ def trimmed_mean(losses_B: Tensor, share: float, *, side: Side = "high") -> Tens
         ValueError: if there is no loss, or the share leaves none.
     """
     count = losses_B.shape[0]
-    cut = int(share * count + 1e-9)
+    cut = left_out(count, share)
     low, high = cut if side in ("low", "both") else 0, cut if side in ("high", "both") else 0
     if count == 0 or share < 0 or low + high >= count:
         raise ValueError(f"a share of {share} on side {side!r} leaves nothing of {count} losses")

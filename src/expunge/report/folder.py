@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.claims import ClaimKind
+from expunge.data.preparation import in_words
 from expunge.errors import InputDataError
 from expunge.report.attacks import curves_of, kinds_run, powers_of, regimes_of, rows_of, trace_metrics
 from expunge.report.view import (
@@ -234,6 +235,15 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         rows.append(
             (f"{name.replace('_', ' ').capitalize()} set", f"{entry.get('n', 'unknown number of')} examples{digest}")
         )
+    if run.get("prepared"):
+        rows.append(("Forget set in training", f"{in_words(run['prepared'])}; audited as given"))
+    trimmed = (run.get("notes") or {}).get("trimmed")
+    if trimmed:
+        ends = {"high": "highest", "low": "lowest", "both": "highest and as many with the lowest"}
+        text = (
+            f"{trimmed['examples']} of the {trimmed['of']} forget examples of a full forward left out, those with the "
+        )
+        rows.append(("Trimmed forget loss", f"{text}{ends[trimmed['side']]} loss"))
     return tuple(rows)
 
 
