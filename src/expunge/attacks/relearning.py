@@ -64,8 +64,11 @@ class RelearningConfig(AttackConfig):
     epochs: int = Field(3, ge=1, description="passes over the examples shown, where the unit is examples")
     folds: int = Field(5, ge=2, description="parts of the forget set under `related`: one tested, the others shown")
     rotations: int = Field(1, ge=1, description="how many parts take their turn as the tested one")
+    measure: Literal["probability", "extraction_strength"] = Field(
+        "probability", description="verdict: what E counts, the answer's probability or its extraction strength"
+    )
     forgotten: float = Field(
-        0.1, gt=0, lt=1, description="verdict: share of the forget probability beyond which it counts as lost"
+        0.1, gt=0, lt=1, description="verdict: share of E on the forget set beyond which it counts as lost"
     )
     collateral: float = Field(0.1, gt=0, lt=1, description="verdict: the same on the retain set, for catastrophic")
     residue: float = Field(
@@ -168,9 +171,11 @@ def _one_way(config: RelearningConfig, context: AttackContext, on: On, how: How,
         out.curves.append(_curve(config, context, title, on, metric, best, len(tested)))
         out.findings += [_finding(config, context, title, metric, subject.name, best) for subject in context.subjects]
     for subject in context.subjects:
-        last = _best(tracks[subject.name], PROBABILITY)[-1].column
-        anew = _best(tracks[REFERENCE], PROBABILITY)[-1].column
-        regime = _regime(config, context, subject, last, anew)
+        regime: dict[str, object] = {"label": None, "reason": "an answer of one token has no extraction strength"}
+        if config.measure in metrics:
+            last = _best(tracks[subject.name], config.measure)[-1].column
+            anew = _best(tracks[REFERENCE], config.measure)[-1].column
+            regime = _regime(config, context, subject, last, anew)
         out.regimes.setdefault(subject.name, {})[title] = regime
 
 
@@ -221,16 +226,16 @@ def _regime(
     """Return the regime as JSON values, or why there is none."""
     if context.original is None or not context.splits.retain:
         return {"label": None, "reason": "a verdict needs the original model and a retain set"}
-    original = context.original
+    original, measure = context.original, config.measure
     found = Measured(
-        forget_before=_only(context.before(original)[PROBABILITY], relearned),
-        forget_after=_only(context.before(subject)[PROBABILITY], relearned),
-        retain_before=context.before(original, "retain")[PROBABILITY],
-        retain_after=context.before(subject, "retain")[PROBABILITY],
+        forget_before=_only(context.before(original)[measure], relearned),
+        forget_after=_only(context.before(subject)[measure], relearned),
+        retain_before=context.before(original, "retain")[measure],
+        retain_after=context.before(subject, "retain")[measure],
         relearned=relearned, control=_only(anew, relearned),
     )  # fmt: skip
     limits = Thresholds(forgotten=config.forgotten, collateral=config.collateral, residue=config.residue)
-    return judge_regime(found, config=context.audit, thresholds=limits).to_dict()
+    return {"measure": measure, **judge_regime(found, config=context.audit, thresholds=limits).to_dict()}
 
 
 def _only(column: Column, like: Column) -> Column:

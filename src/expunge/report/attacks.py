@@ -10,6 +10,7 @@ from typing import Any
 from expunge.report.markup import bullets, details, scroll, tag
 from expunge.report.metrics import describe
 from expunge.report.plots import relearning
+from expunge.report.regime import MEASURES
 from expunge.report.view import AttackRow, CurvePoint, EstimateDict, RegimeView, RelearnView, ReportView
 from expunge.report.words import interval, number
 
@@ -55,7 +56,8 @@ def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
     notes = entry.get("notes", {}).get("regimes", {}) if _typed(entry) else {}
     return [
         RegimeView(model=model, way=way, label=found["label"], recovery=found["recovery"],
-                   control=found["control"], thresholds=found["thresholds"])
+                   control=found["control"], thresholds=found["thresholds"],
+                   excess_recovery=found.get("excess_recovery", {}), measure=found.get("measure", "probability"))
         for model, ways in notes.items() for way, found in ways.items() if found.get("label")
     ]  # fmt: skip
 
@@ -71,9 +73,9 @@ def verdicts(view: ReportView) -> str:
         return ""
     first = view.regimes[0].thresholds
     rule = (
-        f"E is the probability of the answer. Reversible: at most {first['residue']:g} of the loss on the forget set "
-        f"was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain set. "
-        "A part is settled only where its whole interval lies on one side. The thresholds are ours."
+        f"E is {MEASURES[view.regimes[0].measure]}. Reversible: at most {first['residue']:g} of the loss on the forget "
+        f"set was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain "
+        "set. A part is settled only where its whole interval lies on one side. The thresholds are ours."
     )
     return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
 
@@ -84,6 +86,8 @@ def _verdict(found: RegimeView) -> str:
         text += f"; the share {_with_interval(found.recovery)} of what was lost came back"
     if found.control.get("value") is not None:
         text += f"; E ends {_with_interval(found.control)} above the reference trained alike"
+    if found.excess_recovery.get("value") is not None:
+        text += f", an excess recovery of {_with_interval(found.excess_recovery)}"
     return text + "."
 
 
