@@ -24,7 +24,7 @@ from expunge.studies.reversal_rule import (
     UNDECIDED,
     Rule,
     fair_budget,
-    fair_rate,
+    fair_rates,
     powerful,
     steps_to_half,
     verdict,
@@ -45,15 +45,10 @@ def curve(*values: float) -> list[tuple[float, float]]:
     return list(zip((0, 1, 2, 4), values, strict=True))
 
 
-def test_the_largest_fair_rate() -> None:
-    still, learns = curve(0.1, 0.1, 0.12, 0.15), curve(0.1, 0.1, 0.16, 0.1)
-    kept, lost = curve(1.0, 1.0, 0.9, 0.85), curve(1.0, 1.0, 0.95, 0.84)
-    tried = {
-        1e-4: {"reference": still, "target": kept}, 1e-3: {"reference": still, "target": kept},
-        3e-3: {"reference": still, "target": lost}, 1e-2: {"reference": learns, "target": kept},
-    }  # fmt: skip
-    assert fair_rate(tried, RULE) == 1e-3
-    assert fair_rate({1e-2: tried[1e-2]}, RULE) is None
+def test_a_fair_rate_teaches_the_reference_nothing() -> None:
+    still, learns = curve(0.1, 0.1, 0.12, 0.149), curve(0.1, 0.1, 0.16, 0.1)
+    assert fair_rates({1e-3: still, 3e-3: still, 1e-2: learns}, RULE) == [1e-3, 3e-3]
+    assert fair_rates({1e-2: learns}, RULE) == []
     assert fair_budget(learns, RULE) == 1
     assert fair_budget(still, RULE) == 4
     assert fair_budget(curve(0.1, 0.3, 0.1, 0.1), RULE) == 1  # it has learned by then, also where it forgets again
@@ -171,7 +166,7 @@ def invented() -> dict[str, Any]:
         "diagnostics": {n: {str(seed): inside for seed in range(3)} for n in ("reference", *names)},
         "second_reference": "reference_2",
         "relearning": {
-            "rates": {way.removeprefix("relearn-"): 1e-3 for way in ways}, "forget_budget": {"full": 8, "lora": 8},
+            "rates": {way.removeprefix("relearn-"): [1e-3] for way in ways}, "forget_budget": {"full": 8, "lora": 8},
             "budgets": [1, 32],
             "tried": {"related-full": {"0.001": {"target": curve(1, 1, 1, 0.9), "reference": curve(0, 0, 0, 0.02)}}},
         },
@@ -239,7 +234,7 @@ def test_a_tiny_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(reversal_study, "RULE", Rule(seeds=1))
     monkeypatch.setattr(reversal_study, "RATES", (1e-3,))
     monkeypatch.setattr(reversal_study, "BUDGETS", (1, 2))
-    monkeypatch.setattr(reversal_study, "GRID", {"full": (3e-4,), "lora": (1e-3,)})
+    monkeypatch.setattr(reversal_study, "GRID", {"full": (1e-3,), "lora": (3e-3,)})
     monkeypatch.chdir(tmp_path)
     document = reversal_study.study(Path("study"), only=("rmu",), workers=1)
     assert document["failed"] == {}

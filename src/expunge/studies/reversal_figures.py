@@ -93,7 +93,7 @@ def _key(left: float, entries: Sequence[tuple[str, str, str]]) -> str:
     out, place = [], left
     for shape, style, words in entries:
         out += [marker(shape, place + 5, 16, 4.6, f"mark {style}"), text(place + 15, 20, words, "label")]
-        place += 24 + 0.56 * 12.5 * len(words)
+        place += 40 + 5.8 * len(words)
     return "".join(out)
 
 

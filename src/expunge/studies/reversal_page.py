@@ -339,8 +339,7 @@ def _calibration(document: Document) -> list[str]:
         on, how = way.split("-")
         for rate, points in rates.items():
             own, control = points["target"], points[REFERENCE]
-            chosen = found["rates"][way]
-            mark = "**chosen**" if chosen is not None and f"{chosen:g}" == rate else ""
+            mark = "used" if float(rate) in found["rates"][way] else "teaches the reference"
             cells = (
                 f"{number(control[0][1])} → {number(control[-1][1])}",
                 f"{number(own[0][1])} → {number(own[-1][1])}",
@@ -349,18 +348,18 @@ def _calibration(document: Document) -> list[str]:
     steps = ", ".join(f"{found['forget_budget'][how]} steps with {_HOW[how]}" for how in found["forget_budget"])
     return [
         "## How the attacks were set", "",
-        f"On archive {document['tuning_seed']} alone, from the target and the reference: the largest rate of the grid "
-        f"at which, over {found['budgets'][-1]} steps of 8 facts, the extraction strength of the reference never rises "
-        f"by more than {rule['teaches']:g} and the target still has {rule['keeps']:.0%} of its own. Grid and limits "
-        "were set after looking at curves of that archive, those of rmu, adaptive_rmu and simnpo among them. "
-        "Relearning on the forget set itself teaches anyone; it uses the rate of the related facts and ends where the "
-        f"reference begins to learn by the same limit: {steps}. The defaults of the attack are for models ten thousand "
-        "times larger and move nothing here.", "",
+        f"On archive {document['tuning_seed']} alone, from the reference: every rate of the grid at which, over "
+        f"{found['budgets'][-1]} steps of 8 facts, its extraction strength never rises by more than "
+        f"{rule['teaches']:g}. At each number of steps the rate that is best for the attacker counts, for the reference as well. Grid and "
+        "limit were set after looking at curves of that archive, those of rmu, adaptive_rmu and simnpo among them. "
+        "Relearning on the forget set itself teaches anyone; it uses the lowest rate for related facts and ends where "
+        f"the reference begins to learn by the same limit: {steps}. The defaults of the attack are for models ten "
+        "thousand times larger and move nothing here.", "",
         "The answer probability could not serve as E: on related facts the reference learns the wording, and its "
         "probability rises with no fact behind it. Unrelated facts are those about invented countries, which every "
         "model was trained on. Also tried on that archive: word problems and facts of people that nobody was trained "
-        "on, which brought less back at rates that leave the target what it knows, and facts of retained people, which "
-        "brought more back from adaptive_rmu and are of the same kinds as what was unlearned.", "",
+        "on (the first brought nothing back, the second about as much as the countries), and facts of retained people, "
+        "which brought more back from adaptive_rmu and are of the same kinds as what was unlearned.", "",
         *_table(["shown", "moves", "rate", "reference", "target", ""], body),
     ]  # fmt: skip
 

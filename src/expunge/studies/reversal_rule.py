@@ -20,14 +20,12 @@ class Rule:
     Attributes:
         measure: what counts as knowing: the share of an answer that the model completes by itself.
         teaches: a relearning set teaches the reference nothing if the reference gains at most this much of it.
-        keeps: a relearning rate is fair if the target still has this share of what it knew.
         margin: an excess over the reference below this, with its whole interval, is no sign.
         seeds: archives on which the same must be found.
     """
 
     measure: str = "forget.extraction_strength"
     teaches: float = 0.05
-    keeps: float = 0.85
     margin: float = 0.1
     seeds: int = 2
 
@@ -46,19 +44,14 @@ VERDICTS: Mapping[str, str] = {
 }
 
 
-def fair_rate(tried: Mapping[float, Mapping[str, Points]], rule: Rule) -> float | None:
-    """Return the largest rate that teaches the reference nothing and leaves the target what it knows; None without one.
+def fair_rates(tried: Mapping[float, Points], rule: Rule) -> list[float]:
+    """Return the learning rates at which relearning teaches the reference nothing, in the order they were tried.
 
     Args:
-        tried: by learning rate, the relearning curves of `target` and `reference`.
-        rule: the limits.
+        tried: by learning rate, the relearning curve of the reference.
+        rule: the limit.
     """
-    fair = [
-        rate for rate, curves in tried.items()
-        if gain(curves["reference"]) <= rule.teaches
-        and curves["target"][-1][1] >= rule.keeps * curves["target"][0][1]
-    ]  # fmt: skip
-    return max(fair, default=None)
+    return [rate for rate, points in tried.items() if gain(points) <= rule.teaches]
 
 
 def fair_budget(reference: Points, rule: Rule) -> int:

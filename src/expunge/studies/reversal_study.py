@@ -30,7 +30,7 @@ from expunge.studies import archive_study as archive
 from expunge.studies.archive_study import Variant, run_folder, variants, world
 from expunge.studies.demo import DemoPaths, train_one
 from expunge.studies.reversal_numbers import condensed, curves_of, inside, judged
-from expunge.studies.reversal_rule import Rule, fair_budget, fair_rate
+from expunge.studies.reversal_rule import Rule, fair_budget, fair_rates
 from expunge.studies.sweep import worker_pool
 
 METHODS = (
@@ -42,7 +42,7 @@ RATES = (3e-4, 5e-4, 1e-3, 3e-3)
 SECOND = "reference_2"
 BUDGETS = (1, 2, 4, 8, 16, 32)
 #: Learning rates of relearning that are tried on the tuning archive, by what moves.
-GRID: Mapping[str, Sequence[float]] = {"full": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2)}
+GRID: Mapping[str, Sequence[float]] = {"full": (1e-3, 3e-3), "lora": (3e-3, 1e-2)}
 #: Relearning that is meant to teach a model that never knew nothing, and on the forget set itself.
 QUIET, LOUD = ("related", "unrelated"), "forget"
 UNRELATED = "world_facts"
@@ -130,25 +130,23 @@ def calibrate(folder: Path, workers: int) -> dict[str, Any]:
     models = {"target": paths.model("target")}
 
     def curves(on: str, how: str, rates: Sequence[float]) -> dict[float, Mapping[str, list[tuple[float, float]]]]:
-        tasks = {rate: relearn_task(paths, archive.TUNING_SEED, models, (on, how), rate, BUDGETS) for rate in rates}
+        tasks = {rate: relearn_task(paths, archive.TUNING_SEED, models, (on, how), [rate], BUDGETS) for rate in rates}
         errors = carry_out(list(tasks.values()), folder / "attacks", workers)
         top = folder / "attacks"
         return {r: curves_of(t.folder(top), RULE.measure) for r, t in tasks.items() if not errors.get(t.folder(top))}
 
-    chosen: dict[str, float | None] = {}
+    chosen: dict[str, list[float]] = {}
     tried: dict[str, Any] = {}
     budgets: dict[str, int] = {}
     for how, rates in GRID.items():
         for on in QUIET:
             found = curves(on, how, rates)
-            chosen[f"{on}-{how}"] = fair_rate(found, RULE)
-            tried[f"{on}-{how}"] = {f"{rate:g}": points for rate, points in found.items()}
-        own = chosen[f"related-{how}"]
-        if own is not None:
-            found = curves(LOUD, how, (own,))
-            chosen[f"{LOUD}-{how}"] = own
-            budgets[how] = fair_budget(found[own]["reference"], RULE)
-            tried[f"{LOUD}-{how}"] = {f"{own:g}": found[own]}
+            chosen[f"{on}-{how}"] = fair_rates({rate: both["reference"] for rate, both in found.items()}, RULE)
+            tried[f"{on}-{how}"] = {f"{rate:g}": both for rate, both in found.items()}
+        slowest = chosen[f"{LOUD}-{how}"] = chosen[f"related-{how}"][:1]
+        found = curves(LOUD, how, slowest)
+        tried[f"{LOUD}-{how}"] = {f"{rate:g}": both for rate, both in found.items()}
+        budgets[how] = min((fair_budget(both["reference"], RULE) for both in found.values()), default=1)
     return {"rates": chosen, "forget_budget": budgets, "tried": tried, "budgets": list(BUDGETS)}
 
 
@@ -165,12 +163,12 @@ def tasks_of(
     models = {"target": paths.model("target"), SECOND: paths.model(SECOND), **methods}
     identity = list(runs.values())
     out = []
-    for way, rate in relearning["rates"].items():
+    for way, rates in relearning["rates"].items():
         on, how = way.split("-")
         last = relearning["forget_budget"][how] if on == LOUD else BUDGETS[-1]
         budgets = [budget for budget in BUDGETS if budget <= last]
-        if rate is not None:
-            out.append(replace(relearn_task(paths, seed, models, (on, how), rate, budgets), identity=identity))
+        if rates:
+            out.append(replace(relearn_task(paths, seed, models, (on, how), rates, budgets), identity=identity))
     out.append(Task("quantisation", paths.root, seed, models, ("quantisation",), identity=identity))
     out.append(Task("probing", paths.root, seed, models, ("linear_probe", "logit_lens"), identity=identity))
     looked = {"reference": paths.model("reference"), **methods}
@@ -180,12 +178,14 @@ def tasks_of(
 
 
 def relearn_task(
-    paths: DemoPaths, seed: int, models: Mapping[str, str], way: tuple[str, str], rate: float, budgets: Sequence[int]
-) -> Task:
-    """Return relearning in one way, at one rate; under `related` every fact is tested once."""
+    paths: DemoPaths, seed: int, models: Mapping[str, str], way: tuple[str, str], rates: Sequence[float],
+    budgets: Sequence[int],
+) -> Task:  # fmt: skip
+    """Return relearning in one way, the best of some rates counting; under `related` every fact is tested once."""
     on, how = way
     settings: dict[str, Any] = {
-        "on": [on], "how": [how], "budgets": list(budgets), "learning_rates": [rate], "lora_learning_rates": [rate],
+        "on": [on], "how": [how], "budgets": list(budgets), "learning_rates": list(rates),
+        "lora_learning_rates": list(rates),
         "lora": {"r": 16, "alpha": 32}, "rotations": 5, "measure": RULE.measure.removeprefix("forget."),
     }  # fmt: skip
     return Task(f"relearn-{on}-{how}", paths.root, seed, models, ("relearning",), {"relearning": settings})
