@@ -122,7 +122,7 @@ def task(name: str, ends: Mapping[str, float], budgets: Sequence[int] = (0, 1, 3
     }  # fmt: skip
     regime: dict[str, Any] = {key: estimate(0.5) for key in
                               ("forget_drop", "retain_drop", "recovery", "excess_recovery")}  # fmt: skip
-    regime |= {"label": "reversible, non-catastrophic",
+    regime |= {"label": "reversible, non-catastrophic", "reversible": True, "catastrophic": None,
                "thresholds": {"forgotten": 0.1, "collateral": 0.1, "residue": 0.1}}  # fmt: skip
     found = [finding("relearning", m, name, MEASURE, ends[m] - ends["reference"]) for m in MODELS]
     return {"findings": found, "curves": {MEASURE: lines}, "regimes": dict.fromkeys(MODELS, regime), "by_block": {}}
@@ -183,6 +183,18 @@ def test_the_numbers_behind_a_verdict() -> None:
     assert document["verdicts"]["hides"]["steps_to_half"]["related-full"] == [32, 32, 32]
     assert document["verdicts"]["hides"]["utility_kept"] == [1.0, 1.0, 1.0]
     assert document["probe_has_power"] is False
+
+
+def test_the_regimes_of_all_archives_share_a_row(tmp_path: Path) -> None:
+    document = invented()
+    found = document["attacks"]["1"]["relearn-related-full"]["regimes"]
+    found["hides"] = {**found["hides"], "reversible": False, "catastrophic": True}
+    write_page(document, tmp_path / "hidden.md")
+    page = (tmp_path / "hidden.md").read_text("utf-8")
+    assert "| hides | related | reversible, undecided / irreversible, catastrophic / reversible, undecided |" in page
+    assert "| hides | forget set | reversible, undecided (all) |" in page
+    assert "the target itself keeps 1.00 / 1.00 / 1.00" in page
+    assert "| *reference, its own gain* | 0.00 / 0.00 / 0.00 |" in page
 
 
 def test_the_page_says_what_was_found(tmp_path: Path) -> None:

@@ -21,11 +21,18 @@ ATTACKS: Mapping[str, str] = {
     "int8": "int8", "int4": "int4", "nf4": "NF4", "lens": "the logit lens",
 }  # fmt: skip
 LENS = f"lens.{CHOICE}"
+#: Numbers of a regime that are kept.
+REGIME = ("forget_drop", "retain_drop", "residue", "recovery", "control", "excess_recovery")
 _SETS = ("forget", "retain", "unrelated")
 
 
-def condensed(path: Path) -> dict[str, Any]:
-    """Return the numbers of one attack folder: findings beside their reference, curves, regimes, probes by block."""
+def condensed(path: Path, measure: str) -> dict[str, Any]:
+    """Return the numbers of one attack folder: findings beside their reference, curves, regimes, probes by block.
+
+    Args:
+        path: the folder.
+        measure: the metric whose curves are kept.
+    """
     found = json.loads((path / "attacks.json").read_text("utf-8"))["attacks"]
     out: dict[str, Any] = {"findings": [], "curves": {}, "regimes": {}, "by_block": {}}
     for name, entry in found.items():
@@ -35,8 +42,8 @@ def condensed(path: Path) -> dict[str, Any]:
             out["by_block"][name] = {"chance": notes["chance"], "fitted_on": notes.get("fitted_on"),
                                      "models": notes["by_block"]}  # fmt: skip
         for model, ways in notes.get("regimes", {}).items():
-            out["regimes"][model] = next(iter(ways.values()))
-        out["curves"] |= {curve["metric"]: _points(curve) for curve in _curves(entry)}
+            out["regimes"][model] = _regime(next(iter(ways.values())))
+        out["curves"] |= {curve["metric"]: _points(curve) for curve in _curves(entry) if curve["metric"] == measure}
     return out
 
 
@@ -47,6 +54,14 @@ def _finding(attack: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "value": _number(found["value"]), "reference": _number(found["controls"][REFERENCE]),
         "excess": differences[REFERENCE], "over_random": differences.get(RANDOM),
     }  # fmt: skip
+
+
+def _regime(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a regime without the directions and counts of its numbers; the reason alone where there is none."""
+    if found["label"] is None:
+        return {"label": None, "reason": found["reason"]}
+    parts = ("label", "measure", "forgotten", "catastrophic", "reversible", "thresholds")
+    return {key: found[key] for key in parts} | {key: _number(found[key]) for key in REGIME}
 
 
 def _number(found: Mapping[str, Any]) -> dict[str, float | None]:

@@ -17,8 +17,9 @@ from expunge.report.words import check, number
 from expunge.runs import write_text
 from expunge.studies.archive_study import METRICS, summary
 from expunge.studies.reversal_figures import Document, curves, glance, middle, similarity
-from expunge.studies.reversal_numbers import ATTACKS, LENS
-from expunge.studies.reversal_rule import HID, NO_SIGN, SAID, UNDECIDED, VERDICTS, Number
+from expunge.studies.reversal_numbers import ATTACKS
+from expunge.studies.reversal_rule import HID, NO_SIGN, SAID, UNDECIDED, VERDICTS
+from expunge.studies.reversal_tables import attacked, excess_cell, inside, probes, regimes, rounding, table, two
 
 _OUTPUTS = {
     "forget_quality": "forget quality", "forget.extraction_strength": "extraction strength",
@@ -49,7 +50,7 @@ def _page(document: Document, stem: str) -> list[str]:
         "# Hidden or removed?", "", *_lead(document), "",
         f"![What every model gives, before and after relearning]({stem}-glance.svg)", "",
         *_verdicts(document), "", *_rule(document), "", *_outputs(document), "", *_relearning(document, stem), "",
-        *_regimes(document), "", *_probes(document), "", *_rounding(document), "", *_inside(document, stem), "",
+        *regimes(document), "", *probes(document), "", *rounding(document), "", *inside(document, stem), "",
         *_calibration(document), "", *_limits(document),
     ]  # fmt: skip
 
@@ -57,11 +58,11 @@ def _page(document: Document, stem: str) -> list[str]:
 def _lead(document: Document) -> list[str]:
     seeds, people = ", ".join(document["attacks"]), document["people"]
     return [
-        f"Nine methods unlearned the same request on three archives of {people} invented people each (seeds {seeds}): "
-        "every fact of a tenth of them. Then each result was attacked, always beside a *reference* that was trained "
-        "without these people and attacked in exactly the same way. What the attacked model gives beyond the attacked "
-        "reference was still in it. No test shows that something is no longer in a model: the page says what came back "
-        "under which attack, and where nothing did under those that were run.", "",
+        f"{len(document['rows'])} methods unlearned the same request on three archives of {people} invented people "
+        f"each (seeds {seeds}): every fact of a tenth of them. Then each result was attacked, always beside a "
+        "*reference* that was trained without these people and attacked in exactly the same way. What the attacked "
+        "model gives beyond the attacked reference was still in it. No test shows that something is no longer in a "
+        "model: the page says what came back under which attack, and where nothing did under those that were run.", "",
         "Made by `make study-reversal`; all numbers are in `results/reversal-study.json`. Extraction strength is the "
         "share of an answer that the model completes by itself. Markers are medians over the archives, whiskers the "
         "smallest and the largest.",
@@ -108,50 +109,55 @@ def _verdicts(document: Document) -> list[str]:
     out.append(
         f"*The rule on a model that never knew.* {_SECOND.capitalize()}, put through everything as if it had "
         f"unlearned: {VERDICTS[found['verdict']]}. Its excess after other facts of the same people is "
-        f"{_excess_cell(document, second, 'relearn-related-full')}."
+        f"{excess_cell(document, second, 'relearn-related-full')}."
     )
     return out
 
 
 def _sentence(document: Document, name: str) -> str:
-    found, before = document["verdicts"][name], document["rows"][name]["seeds"]
-    outputs = {m: summary(before, m) for m in ("forget.extraction_strength", "model_utility")}
-    strength, utility = outputs["forget.extraction_strength"], outputs["model_utility"]
-    text = f"- `{name}`: "
-    if strength and utility:
-        text += f"extraction strength {number(strength[0])} as it is, utility {number(utility[0])}"
+    found, seeds = document["verdicts"][name], document["rows"][name]["seeds"]
+    text = f"- `{name}`: as it is, {_as_it_is(seeds)}"
     text += "" if not _damaged(document, name) else ", **more utility lost than the rule of choice allows**"
-    excess = _excess_cell(document, name, "relearn-related-full")
+    excess = excess_cell(document, name, "relearn-related-full")
     text += f". After other facts of the same people (all weights) it gives {excess} more than the reference."
+    if found["verdict"] != HID:
+        return text
     half = [steps for steps in found["steps_to_half"]["related-full"] if steps is not None]
-    if half and found["verdict"] == HID:
-        text += f" Half of what the target knew is back after {_steps(half)} steps"
-        text += "" if len(half) == found["archives"] else f" (on {len(half)} of {found['archives']} archives)"
+    if half:
+        text += f" Half of what the target knew is back after {_steps(half)}"
+        text += "" if len(half) == found["archives"] else f" on {len(half)} of {found['archives']} archives"
         text += "."
     back = [f"{ATTACKS[attack]} ({count})" for attack, count in found["came_back"].items()]
-    return text + (f" Came back under, on so many archives: {', '.join(back)}." if back else "")
+    return text + f" Came back under (on how many archives): {'; '.join(back)}."
+
+
+def _as_it_is(seeds: Mapping[str, Any]) -> str:
+    found = [(_OUTPUTS[metric], summary(seeds, metric)) for metric in
+             ("forget.extraction_strength", "forget_quality", "model_utility")]  # fmt: skip
+    return ", ".join(f"{words} {number(value[0])}" for words, value in found if value is not None)
 
 
 def _steps(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"{low:g} to {high:g} steps" if low != high else f"{low:g} step{'' if low == 1 else 's'}"
 
 
 def _rule(document: Document) -> list[str]:
-    rule = document["rule"]
+    rule, archives = document["rule"], len(document["attacks"])
     return [
         "## The rule, fixed before these archives were attacked", "",
         "1. *Still says it*: without any attack, the interval of the extraction strength lies wholly above that of "
-        f"the reference, on at least {rule['seeds']} of {len(document['attacks'])} archives.",
-        "2. *Hid*: under one and the same attack that teaches the reference nothing, the excess over the reference "
-        f"attacked alike is above 0 with its whole interval, on at least {rule['seeds']} archives. The attacks: "
-        f"{', '.join(ATTACKS.values())}.",
+        f"the reference, on at least {rule['seeds']} of {archives} archives.",
+        "2. *Hid*: under one and the same attack the excess over the reference attacked alike is above 0 with its "
+        f"whole interval, on at least {rule['seeds']} archives. The attacks are those that taught the reference next "
+        f"to nothing on archive {document['tuning_seed']}: {'; '.join(ATTACKS.values())}.",
         "3. *No sign*: under every one of these attacks the whole interval of that excess is below "
         f"{rule['margin']:g}, on at least {rule['seeds']} archives.",
         "4. Otherwise *undecided*. Under the logit lens the excess is in the share of facts whose right answer is "
         "preferred, elsewhere in extraction strength.", "",
         "An interval redraws the people of one archive; a forget set has four, so that single intervals are "
-        "rough, which is why one archive is never enough.",
+        f"rough. That is why one archive is never enough, and why the second reference stands here: {len(ATTACKS)} "
+        "attacks are many chances to be above 0 by luck.",
     ]  # fmt: skip
 
 
@@ -165,7 +171,7 @@ def _outputs(document: Document) -> list[str]:
     return [
         "## On outputs", "",
         "What an audit sees before any attack: medians, with the smallest and the largest of the three archives.", "",
-        *_table(["model", *_OUTPUTS.values(), "learning rate"], body), "",
+        *table(["model", *_OUTPUTS.values(), "learning rate"], body), "",
         f"† lost more utility than the rule of choice allows. That rule, applied on archive {document['tuning_seed']} "
         f"to the rates of each method: highest `{choice['maximise']}` among those that keep {choice['keep_share']:.0%} "
         f"of the target's `{choice['keep']}`.",
@@ -178,158 +184,28 @@ def _range(seeds: Mapping[str, Any], metric: str) -> str:
 
 
 def _relearning(document: Document, stem: str) -> list[str]:
-    out = ["## Relearning, beside the reference", ""]
+    out = ["## Relearning, beside the reference", "",
+           "Excess: extraction strength minus that of the reference after the same training, on each archive, with its "
+           "interval. The last row is what the reference itself gained.", ""]  # fmt: skip
     for on, words in _WAYS.items():
         tasks = [(how, f"relearn-{on}-{how}") for how in _HOW if document["relearning"]["rates"].get(f"{on}-{how}")]
         heads = [f"{_HOW[how]}: excess at {_last(document, task)} steps" for how, task in tasks]
-        body = [[name, *(_excess_cell(document, name, task) for _, task in tasks)] for name in _attacked(document)]
-        out += [f"### On {words}", "", f"![Curves]({stem}-{on}.svg)", "", *_table(["model", *heads], body), ""]
-    return [*out, "Excess: extraction strength minus that of the reference after the same training, on each archive, "
-            "with its interval."]  # fmt: skip
+        body = [[name, *(excess_cell(document, name, task) for _, task in tasks)] for name in attacked(document)]
+        body.append(["*reference, its own gain*", *(_gain(document, task) for _, task in tasks)])
+        out += [f"### On {words}", "", f"![Curves]({stem}-{on}.svg)", "", *table(["model", *heads], body), ""]
+    return out[:-1]
 
 
-def _attacked(document: Document) -> list[str]:
-    return ["target", *document["rows"], document["second_reference"]]
+def _gain(document: Document, task: str) -> str:
+    """Return how much further the reference is at the end of its curve than at its start, on every archive."""
+    curves_of = [tasks[task]["curves"][document["rule"]["measure"]] for tasks in document["attacks"].values()
+                 if task in tasks]  # fmt: skip
+    return " / ".join(two(found[REFERENCE][-1][1] - found[REFERENCE][0][1]) for found in curves_of)
 
 
 def _last(document: Document, task: str) -> int:
     found = next(iter(tasks[task] for tasks in document["attacks"].values() if task in tasks))
     return int(found["curves"][document["rule"]["measure"]][REFERENCE][-1][0])
-
-
-def _excess_cell(document: Document, model: str, task: str) -> str:
-    """Return the excess of a model over the reference on every archive, in words."""
-    found = [one["excess"] for one in _findings(document, model, task) if one["metric"] == document["rule"]["measure"]]
-    return " / ".join(_estimate(one) for one in found) or "not run"
-
-
-def _findings(document: Document, model: str, task: str) -> list[Mapping[str, Any]]:
-    return [one for tasks in document["attacks"].values() for one in tasks.get(task, {}).get("findings", ())
-            if one["model"] == model]  # fmt: skip
-
-
-def _estimate(found: Number) -> str:
-    value, low, high = (found[key] for key in ("value", "ci_low", "ci_high"))
-    if value is None:
-        return "–"
-    return _two(value) + ("" if low is None or high is None else f" [{_two(low)}, {_two(high)}]")
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def _regimes(document: Document) -> list[str]:
-    body = []
-    for name in document["rows"]:
-        found = [(seed, tasks["relearn-related-full"]["regimes"].get(name)) for seed, tasks in
-                 document["attacks"].items() if "relearn-related-full" in tasks]  # fmt: skip
-        for seed, one in found:
-            if one and one.get("label"):
-                body.append([name, seed, one["label"], *(_estimate(one[key]) for key in
-                             ("forget_drop", "retain_drop", "recovery", "excess_recovery"))])  # fmt: skip
-    limits = next(iter(next(iter(document["attacks"].values()))["relearn-related-full"]["regimes"].values()))
-    levels = limits["thresholds"]
-    return [
-        "## The regime, and the recovery that nobody could have learned", "",
-        "The regime of *Unlearning Isn't Deletion*, with extraction strength as E and relearning on other facts of the "
-        f"same people. Lost: more than {levels['forgotten']:g} of E on the forget set is gone. Catastrophic: more than "
-        f"{levels['collateral']:g} on the retain set. Reversible: at most {levels['residue']:g} of the loss is left. "
-        "The thresholds are ours. *Recovery* is the share of the loss that came back. *Excess recovery* takes out what "
-        "the same training teaches a model that never knew: 0 as far as the reference, 1 back at the target.", "",
-        *_table(["model", "archive", "regime", "lost", "lost on retain", "recovery", "excess recovery"], body),
-    ]  # fmt: skip
-
-
-def _probes(document: Document) -> list[str]:
-    return ["## Reading the hidden layers", "", *_lens(document), "", *_probe(document)]
-
-
-def _lens(document: Document) -> list[str]:
-    blocks = [f"block {i}" for i in range(next(iter(_by_block(document, "logit_lens", "target", "choice_accuracy"))))]
-    body = []
-    for name in (*_attacked(document)[:-1], document["second_reference"], REFERENCE):
-        found = _by_block(document, "logit_lens", name, "choice_accuracy")
-        medians = next(iter(found.values())) if found else []
-        excess = [one["excess"] for one in _findings(document, name, "probing") if one["metric"] == LENS]
-        body.append([name, *medians, " / ".join(_estimate(one) for one in excess) or "–"])
-    return [
-        "**Logit lens.** Each block is read through the model's own head, at the first word where the right answer "
-        "parts from five wrong ones: share of facts whose right answer comes first (median, smallest and largest). An "
-        "earlier block that knows more than the last one is knowledge that the outputs do not show.", "",
-        *_table(["model", *blocks, "best block minus the reference's, by archive"], body),
-    ]  # fmt: skip
-
-
-def _by_block(document: Document, attack: str, model: str, key: str) -> dict[int, list[str]]:
-    """Return {number of blocks: the cells of a model}; {} where it was not read."""
-    found = [tasks["probing"]["by_block"][attack]["models"].get(model, {}).get(key) for tasks in
-             document["attacks"].values() if "probing" in tasks]  # fmt: skip
-    rows = [row for row in found if row]
-    if not rows:
-        return {}
-    cells = [middle([row[i] for row in rows]) for i in range(len(rows[0]))]
-    return {len(cells): [f"{_two(cell.value)} [{_two(cell.low)}–{_two(cell.high)}]" for cell in cells]}
-
-
-def _probe(document: Document) -> list[str]:
-    every = {name: [one for one in _findings(document, name, "probing") if one["attack"] == "linear_probe"]
-             for name in _attacked(document)}  # fmt: skip
-    notes = [tasks["probing"]["by_block"]["linear_probe"] for tasks in document["attacks"].values()]
-    rows = [[name, *(" / ".join(_estimate(one[key]) for one in found if one[key]) for key in ("value", "over_random"))]
-            for name, found in every.items()]  # fmt: skip
-    head = (
-        f"**Linear probe.** A linear reader of truth, fitted on {notes[0]['fitted_on']} facts of retained people and "
-        f"on the other people of the forget set, picks the right of six answers (chance {_two(notes[0]['chance'])}). "
-    )
-    if not document["probe_has_power"]:
-        head += (
-            "**Not informative here**: on the target itself, which knows every answer, the probe is not above its "
-            "control task (the same states, random labels). What it says of a method says nothing; the numbers are "
-            "printed so that this can be seen."
-        )
-    return [head, "", *_table(["model", "accuracy, by archive", "selectivity (minus random labels)"], rows)]
-
-
-def _rounding(document: Document) -> list[str]:
-    schemes = ("int8", "int4", "nf4")
-    body = []
-    for name in _attacked(document):
-        found = _findings(document, name, "quantisation")
-        cells = [" / ".join(_estimate(one["excess"]) for one in found if one["setting"] == scheme
-                            and one["metric"] == document["rule"]["measure"]) for scheme in schemes]  # fmt: skip
-        body.append([name, *cells])
-    return ["## Rounding the weights", "",
-            "Excess over the reference rounded alike, by archive (simulated, groups of 64 weights).", "",
-            *_table(["model", "int8", "int4", "NF4"], body)]  # fmt: skip
-
-
-def _inside(document: Document, stem: str) -> list[str]:
-    heads = ["model", "CKA forget", "CKA retain", "first direction, forget", "shift, forget", "Fisher mass ×, forget",
-             "Fisher mass ×, retain", "weights moved"]  # fmt: skip
-    body = [[name, *_looks(list(seeds.values()))] for name, seeds in document["diagnostics"].items()]
-    return [
-        "## Inside, without any attack", "", f"![Similarity to the target by block]({stem}-similarity.svg)", "",
-        "Against the target, per block, medians over the archives: linear CKA (1: the same arrangement of texts), "
-        "cosine of the first principal direction, length of the mean shift, Fisher mass after over before, and the "
-        "length of the weight update as a share of the weights. The reference is another training run from the same "
-        "start: it shows how far two models that agree about everything else lie apart.", "",
-        *_table(heads, body),
-    ]  # fmt: skip
-
-
-def _looks(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    def cells(pick: Sequence[Sequence[float | None]]) -> str:
-        layers = [[v for v in column if v is not None] for column in zip(*pick, strict=True)]
-        return " · ".join(number(middle(column).value) if column else "–" for column in layers)
-
-    states = [(which, key) for key, which in (("cka", "forget"), ("cka", "retain"), ("pc1", "forget"),
-                                              ("shift", "forget"))]  # fmt: skip
-    out = [cells([entry["states"][which][key] for entry in entries]) for which, key in states]
-    out += [cells([entry["fisher"][which] for entry in entries]) for which in ("forget", "retain")]
-    blocks = range(entries[0]["layers"])
-    moved = [[u["relative"] for u in entry["updates"] if u["layer"] in blocks] for entry in entries]
-    return [*out, cells(moved)]
 
 
 def _calibration(document: Document) -> list[str]:
@@ -350,8 +226,9 @@ def _calibration(document: Document) -> list[str]:
         "## How the attacks were set", "",
         f"On archive {document['tuning_seed']} alone, from the reference: every rate of the grid at which, over "
         f"{found['budgets'][-1]} steps of 8 facts, its extraction strength never rises by more than "
-        f"{rule['teaches']:g}. At each number of steps the rate that is best for the attacker counts, for the reference as well. Grid and "
-        "limit were set after looking at curves of that archive, those of rmu, adaptive_rmu and simnpo among them. "
+        f"{rule['teaches']:g}. At each number of steps the rate that is best for the attacker counts, for the "
+        "reference as well. Grid and limit were set after looking at curves of that archive, those of rmu, "
+        "adaptive_rmu and simnpo among them. "
         "Relearning on the forget set itself teaches anyone; it uses the lowest rate for related facts and ends where "
         f"the reference begins to learn by the same limit: {steps}. The defaults of the attack are for models ten "
         "thousand times larger and move nothing here.", "",
@@ -360,7 +237,7 @@ def _calibration(document: Document) -> list[str]:
         "model was trained on. Also tried on that archive: word problems and facts of people that nobody was trained "
         "on (the first brought nothing back, the second about as much as the countries), and facts of retained people, "
         "which brought more back from adaptive_rmu and are of the same kinds as what was unlearned.", "",
-        *_table(["shown", "moves", "rate", "reference", "target", ""], body),
+        *table(["shown", "moves", "rate", "reference", "target", ""], body),
     ]  # fmt: skip
 
 
@@ -369,17 +246,15 @@ def _limits(document: Document) -> list[str]:
         "## What this does not show", "",
         "- One request, three archives, a model of 230,000 parameters with two blocks: a method that hides here may do "
         "otherwise in a large model, and the other way round.",
-        "- Settings were searched along the learning rate only; everything else is at the defaults of the method.",
+        "- Settings were searched along the learning rate only; everything else is at the defaults of the method, but "
+        "for simnpo (as in the archive study) and what a task vector may cost (as much as the rule of choice allows).",
+        "- Where a method still says it, a stronger setting would forget more at a cost in utility that the rule does "
+        "not allow; [the archive study](archive-study.md) shows some of them.",
         "- *Not tested*: prompt attacks, pruning, interpolation, direction ablation, suffix search, trace detection.",
         "- Where nothing came back under these attacks, another attack may bring it back.",
     ]  # fmt: skip
     failed = [f"- `{name}`: {error}" for name, error in document["failed"].items()]
     return [*out, *(["", "## What did not run", "", *failed] if failed else [])]
-
-
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rows = ["| " + " | ".join(cells) + " |" for cells in body]
-    return ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *rows]
 
 
 if __name__ == "__main__":

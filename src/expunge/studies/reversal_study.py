@@ -107,7 +107,7 @@ def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[s
     for task in tasks:
         path, seed = task.folder(folder / "attacks"), str(task.seed)
         if task.attacks and not errors.get(path):
-            attacks.setdefault(seed, {})[task.name] = condensed(path)
+            attacks.setdefault(seed, {})[task.name] = condensed(path, RULE.measure)
         elif not task.attacks and not errors.get(path):
             diagnostics.setdefault(next(iter(task.models)), {})[seed] = inside(path)
     document = {
