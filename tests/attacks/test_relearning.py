@@ -78,6 +78,18 @@ def test_what_was_hidden_comes_back_faster_than_the_reference_learns(lab):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_the_verdict_counts_what_is_asked_for(lab):
+    settings = {**SETTINGS, "on": ["related"], "measure": "extraction_strength"}
+    (result,) = run_attacks(["relearning"], lab.context(), {"relearning": settings})
+    verdict = result.notes["regimes"]["unlearned"]["related, all weights"]
+    (curve,) = [curve for curve in result.curves if curve.metric == "forget.extraction_strength"]
+    last, control = curve.points["unlearned"][-1][1].value, curve.points[REFERENCE][-1][1].value
+    before = verdict["means"]["forget"]["before"]
+    assert verdict["measure"] == "extraction_strength"
+    assert verdict["means"]["forget"]["relearned"] == pytest.approx(last)
+    assert verdict["excess_recovery"]["value"] == pytest.approx((last - control) / (before - control))
+
+
 def test_a_point_of_the_curve_is_what_a_run_of_that_length_ends_with(lab):
     def last(budgets):
         settings = {"relearning": {**SETTINGS, "on": ["forget"], "budgets": budgets}}

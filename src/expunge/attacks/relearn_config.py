@@ -42,8 +42,11 @@ class RelearningConfig(AttackConfig):
         0.05, gt=0, lt=1, description="rise of the reference's probability on what it was shown, below which nothing "
         "that stayed away counts as a finding",
     )  # fmt: skip
+    measure: Literal["probability", "extraction_strength"] = Field(
+        "probability", description="verdict: what E counts, the answer's probability or its extraction strength"
+    )
     forgotten: float = Field(
-        0.1, gt=0, lt=1, description="verdict: share of the forget probability beyond which it counts as lost"
+        0.1, gt=0, lt=1, description="verdict: share of E on the forget set beyond which it counts as lost"
     )
     collateral: float = Field(0.1, gt=0, lt=1, description="verdict: the same on the retain set, for catastrophic")
     residue: float = Field(

@@ -29,6 +29,7 @@ from expunge.audit.regimes import Measured, Thresholds, judge_regime
 from expunge.errors import RecipeError
 
 NO_POWER = "the attack had no power: neither the reference nor this model moved"
+NO_STRENGTH = "an answer of one token has no extraction strength"
 
 
 class Relearning(Attack):
@@ -130,13 +131,14 @@ def _one_way(config: RelearningConfig, context: AttackContext, on: On, how: How,
         out.findings += [_finding(config, context, title, metric, subject.name, best) for subject in context.subjects]
     power = _power(config, context, tracks[REFERENCE])
     out.power[title] = power.to_dict()
-    anew = _best(tracks[REFERENCE], PROBABILITY)[-1].column
     for subject in context.subjects:
         own = _best(tracks[subject.name], PROBABILITY)
+        found: dict[str, object] = {"label": None, "power": False, "reason": NO_POWER}
         if power.covers(difference(own[-1].column, own[0].column, context.audit)):
-            found = _regime(config, context, subject, own[-1].column, anew)
-        else:
-            found = {"label": None, "power": False, "reason": NO_POWER}
+            found = {"label": None, "reason": NO_STRENGTH}
+            if config.measure in metrics:
+                last, anew = (_best(tracks[n], config.measure)[-1].column for n in (subject.name, REFERENCE))
+                found = _regime(config, context, subject, last, anew)
         out.regimes.setdefault(subject.name, {})[title] = found
 
 
@@ -194,16 +196,16 @@ def _regime(
     """Return the regime as JSON values, or why there is none."""
     if context.original is None or not context.splits.retain:
         return {"label": None, "reason": "a verdict needs the original model and a retain set"}
-    original = context.original
+    original, measure = context.original, config.measure
     found = Measured(
-        forget_before=_only(context.before(original)[PROBABILITY], relearned),
-        forget_after=_only(context.before(subject)[PROBABILITY], relearned),
-        retain_before=context.before(original, "retain")[PROBABILITY],
-        retain_after=context.before(subject, "retain")[PROBABILITY],
+        forget_before=_only(context.before(original)[measure], relearned),
+        forget_after=_only(context.before(subject)[measure], relearned),
+        retain_before=context.before(original, "retain")[measure],
+        retain_after=context.before(subject, "retain")[measure],
         relearned=relearned, control=_only(anew, relearned),
     )  # fmt: skip
     limits = Thresholds(forgotten=config.forgotten, collateral=config.collateral, residue=config.residue)
-    return judge_regime(found, config=context.audit, thresholds=limits).to_dict()
+    return {"measure": measure, **judge_regime(found, config=context.audit, thresholds=limits).to_dict()}
 
 
 def _only(column: Column, like: Column) -> Column:

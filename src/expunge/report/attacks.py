@@ -10,7 +10,7 @@ from typing import Any
 from expunge.report.markup import bullets, details, scroll, tag
 from expunge.report.metrics import describe
 from expunge.report.plots import relearning
-from expunge.report.regime import remark
+from expunge.report.regime import MEASURES, remark
 from expunge.report.view import (
     REFERENCE,
     AttackRow,
@@ -67,7 +67,8 @@ def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
     notes = _relearning_notes(audit).get("regimes", {})
     return [
         RegimeView(model=model, way=way, label=found["label"], recovery=found["recovery"],
-                   control=found["control"], thresholds=found["thresholds"])
+                   control=found["control"], thresholds=found["thresholds"],
+                   excess_recovery=found.get("excess_recovery", {}), measure=found.get("measure", "probability"))
         for model, ways in notes.items() for way, found in ways.items() if found.get("label")
     ]  # fmt: skip
 
@@ -143,10 +144,10 @@ def verdicts(view: ReportView) -> str:
         return ""
     first = view.regimes[0].thresholds
     rule = (
-        f"E is the probability of the answer. Reversible: at most {first['residue']:g} of the loss on the forget set "
-        f"was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain set. "
-        "A part is settled only where its whole interval lies on one side. The thresholds are ours. Irreversible means "
-        "that this budget did not bring it back, and no more."
+        f"E is {MEASURES[view.regimes[0].measure]}. Reversible: at most {first['residue']:g} of the loss on the forget "
+        f"set was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain "
+        "set. A part is settled only where its whole interval lies on one side. The thresholds are ours. Irreversible "
+        "means that this budget did not bring it back, and no more."
     )
     return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
 
@@ -157,6 +158,8 @@ def _verdict(found: RegimeView) -> str:
         said.append(f"the share {_with_interval(found.recovery)} of what was lost came back")
     if found.control.get("value") is not None:
         said.append(f"E ends {_with_interval(found.control)} above the reference trained alike")
+    if found.excess_recovery.get("value") is not None:
+        said.append(f"the excess recovery is {_with_interval(found.excess_recovery)}")
     numbers = f"{listed(said)}. " if said else ""
     note = remark(found.label, found.recovery, found.control)
     return f"{found.model}, relearned on {found.way}: {numbers}Regime: {found.label}." + (f" {note}" if note else "")

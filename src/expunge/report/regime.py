@@ -12,7 +12,8 @@ from expunge.report.words import interval, number
 
 Verdict = Mapping[str, Any]
 
-_MEASURES = {
+#: What E can be, in words.
+MEASURES = {
     "exact_memorization": "the share of answer tokens that are the model's first choice",
     "probability": "the probability of the answer per token",
     "extraction_strength": "the share of the answer that the model completes by itself",
@@ -47,6 +48,9 @@ def lead(verdict: Verdict) -> list[str]:
             f"A model that never saw the forget set reached {number(forget['control'])} after the same training: "
             f"the difference is {_with_interval(control)}."
         )
+    excess = verdict["excess_recovery"]
+    if excess["value"] is not None:
+        out.append(f"Beyond what that training teaches a model that never knew, {_with_interval(excess)} came back.")
     said = remark(str(verdict["label"]), recovery, control)
     return [*out, said] if said else out
 
@@ -65,6 +69,7 @@ def numbers(verdict: Verdict) -> str:
         ("Recovery ρ: what came back of the forget loss", "recovery", f"reversible from {1 - limits['residue']:g} on",
          ""),
         ("Relearned minus control, on the forget set", "control", "", ""),
+        ("Excess recovery: that difference as a share of E before minus control", "excess_recovery", "", ""),
     )  # fmt: skip
     heads = "".join(
         tag("th", head, "", {"scope": "col"}) for head in ("Number", "Value", "95 % interval", "Threshold", "So")
@@ -72,7 +77,7 @@ def numbers(verdict: Verdict) -> str:
     body = "".join(_row(label, verdict[name], limit, outcome) for label, name, limit, outcome in rows)
     table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
     text = (
-        f"E is {_MEASURES[verdict['measure']]}, averaged over a set. Intervals redraw subjects. A part of the verdict "
+        f"E is {MEASURES[verdict['measure']]}, averaged over a set. Intervals redraw subjects. A part of the verdict "
         "is settled only where the whole interval lies on one side of its threshold. The study that named the regimes "
         "gives no thresholds: these are ours."
     )

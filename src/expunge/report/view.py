@@ -115,7 +115,7 @@ class AttackRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegimeView:
     """The verdict on one model under one way of relearning: the regime, the share of the loss that came back, and how
-    far the model relearned beyond the reference.
+    far the model relearned beyond the reference, by the measure that E counts.
     """
 
     model: str
@@ -124,6 +124,8 @@ class RegimeView:
     recovery: EstimateDict
     control: EstimateDict
     thresholds: Mapping[str, float]
+    excess_recovery: EstimateDict = field(default_factory=dict)
+    measure: str = "probability"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

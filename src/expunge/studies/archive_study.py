@@ -100,15 +100,18 @@ def world(folder: Path, seed: int) -> DemoPaths:
     return paths
 
 
-def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[str, Any]:
+def study(
+    folder: Path, *, rows: Mapping[str, Variant] | None = None, only: Sequence[str] = (), workers: int = 2
+) -> dict[str, Any]:  # fmt: skip
     """Choose settings, measure every row on every seed, and write `study.json`; return it.
 
     Args:
         folder: where archives, runs and results go.
+        rows: what is compared; `variants()` by default.
         only: names of rows; all by default.
         workers: processes at a time.
     """
-    rows = {name: row for name, row in variants().items() if not only or name in only}
+    rows = {name: row for name, row in (rows or variants()).items() if not only or name in only}
     tuning = world(folder, TUNING_SEED)
     chosen = choose(rows, tuning, folder / "tuning", workers)
     results: dict[str, Any] = {}
@@ -117,7 +120,7 @@ def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[s
         paths = world(folder, seed)
         for name, row in rows.items():
             recipe = build_recipe(settings_of(row, paths, seed=seed, rate=chosen[name]["learning_rate"]))
-            jobs.append((name, seed, recipe, folder / f"seed-{seed}" / name.replace("+", "-")))
+            jobs.append((name, seed, recipe, run_folder(folder, seed, name)))
     errors = run_all([(recipe, path, path.parent / "records") for _, _, recipe, path in jobs], workers)
     for (name, seed, recipe, path), error in zip(jobs, errors, strict=True):
         found = results.setdefault(name, {"group": rows[name].group, "chosen": chosen[name], "seeds": {}})
@@ -128,6 +131,11 @@ def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[s
     }  # fmt: skip
     write_json(document, folder / "study.json")
     return document
+
+
+def run_folder(folder: Path, seed: int, name: str) -> Path:
+    """Return where the run of a row on one archive is."""
+    return folder / f"seed-{seed}" / name.replace("+", "-")
 
 
 def choose(
