@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow study check docs clean venv
+.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-domains collapse-map
 
 venv: $(STAMP)
 
@@ -36,10 +36,29 @@ study: $(STAMP)
 	mkdir -p results && cp runs/study/study.json results/archive-study.json
 	$(BIN)/python -m expunge.studies.archive_page results/archive-study.json docs/archive-study.md
 
+# Minutes on a quiet machine: both sides in turn, equal numbers asserted, results and page written.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks page
+
+# The same with a tiny model, under a minute; writes nothing.
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks run --preset quick
+
+# About twelve minutes.
+study-domains: $(STAMP)
+	$(BIN)/python -m expunge.studies.domains_study runs/domains
+	mkdir -p results && cp runs/domains/study.json results/domains-study.json
+	$(BIN)/python -m expunge.studies.domains_page results/domains-study.json docs/three-domains.md
+
+collapse-map: $(STAMP)
+	for m in npo grad_diff; do $(BIN)/expunge benchmark fictitious --criterion collapse --method $$m --rates 3e-4,1e-3,3e-3 --requests 3 --seeds 0,1,2 --set training.epochs=15 --set audit.bootstrap=300 --set audit.max_new_tokens=24 -o runs/collapse-$$m || exit 1; done
+	$(BIN)/python -m expunge.studies.collapse_page results/collapse.json docs/collapse-map.md runs/collapse-npo/collapse.json runs/collapse-grad_diff/collapse.json
+
 check: $(STAMP)
-	$(BIN)/ruff check src tests docs
-	$(BIN)/ruff format --check src tests docs
-	$(BIN)/mypy
+	$(BIN)/ruff check src tests docs benchmarks
+	$(BIN)/ruff format --check src tests docs benchmarks
+	$(BIN)/mypy src benchmarks
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

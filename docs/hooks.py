@@ -17,6 +17,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from expunge.attacks.base import Attack
+from expunge.attacks.registry import attacks
+from expunge.audit.diagnostics.config import DiagnoseConfig
+from expunge.audit.diagnostics.published import REASONS
 from expunge.audit.metrics import metric_cards
 from expunge.claims import ATTACKS, MISMATCHES, SENTENCES, ClaimKind, MethodCard, MetricCard
 from expunge.methods.base import Method
@@ -176,6 +180,34 @@ def _metric(name: str, cards: Sequence[MetricCard]) -> str:
     ])  # fmt: skip
 
 
+def attacks_overview() -> str:
+    """Return one row per attack."""
+    rows = [
+        (f"[{code(name)}](#{name})", cell(card.title), cell(card.kind), cell(", ".join(card.needs)), cell(card.control),
+         cell(card.cost))
+        for name, card in ((name, attack.card) for name, attack in attacks().items())
+    ]  # fmt: skip
+    return table(("name", "attack", "kind", "needs", "control", "cost"), rows)
+
+
+def attacks_in_full() -> str:
+    """Return a section per attack: its card and its settings."""
+    return "\n".join(_attack(name, attack) for name, attack in attacks().items())
+
+
+def _attack(name: str, attack: Attack) -> str:
+    card = attack.card
+    return "\n".join([
+        f"### {cell(card.title)} {{ #{name} }}\n", f"{cell(card.definition)}\n",
+        facts([
+            ("name", code(name)), ("kind", cell(card.kind)), ("needs", cell(", ".join(card.needs))),
+            ("control", cell(card.control)), ("cost", cell(card.cost)), ("source", cell(card.source)),
+            ("known failures", cell(" ".join(card.known_failures))),
+        ]),
+        fields(attack.Config),
+    ])  # fmt: skip
+
+
 def claim_kinds() -> str:
     """Return what may be said, by kind of claim, with the methods of each kind."""
     names = {kind: [code(name) for name, m in methods().items() if m.card.claim == kind] for kind in ClaimKind}
@@ -204,6 +236,10 @@ GENERATED: dict[str, Callable[[], str]] = {
     "claim kinds": claim_kinds,
     "mismatches": lambda: bullets(MISMATCHES),
     "attacks": lambda: bullets(ATTACKS),
+    "attack cards": attacks_overview,
+    "attacks in full": attacks_in_full,
+    "diagnose settings": lambda: fields(DiagnoseConfig),
+    "published diagnostics": lambda: facts((name, cell(why)) for name, why in REASONS.items()),
     "training settings": lambda: fields(TrainingConfig),
     "optimiser settings": lambda: fields(OptimizerConfig),
     "mask settings": lambda: fields(MaskConfig),

@@ -88,6 +88,27 @@ def test_every_base_is_extended_and_is_no_recipe_itself() -> None:
             "training.learning_rate": 9.5e-6, "training.max_steps": 500, "training.optimizer.weight_decay": 0.0,
             "method.beta": 0.1, "training.batch_size": 4}),
         ("wmdp/bio_npo.yaml", {"training.learning_rate": 5e-6, "method.beta": 0.0225}),
+        ("wmdp/zephyr_rmu.yaml", {
+            "method.coefficient": 6.5, "method.retain_weight": 1200.0, "method.layer": 7, "method.trained_blocks": 3,
+            "method.tensors": "mlp_output", "method.topics": "subject", "training.learning_rate": 5e-5,
+            "training.max_steps": 150, "training.batch_size": 4, "training.max_grad_norm": None,
+            "training.schedule": "constant", "training.optimizer.weight_decay": 0.0}),
+        ("wmdp/yi_rmu.yaml", {
+            "method.coefficient": 300.0, "method.retain_weight": 350.0, "method.layer": 15, "training.max_steps": 400,
+            "training.batch_size": 2}),
+        ("wmdp/mixtral_rmu.yaml", {
+            "method.coefficient": 300.0, "method.retain_weight": 1600.0, "method.layer": 7, "training.max_steps": 400}),
+        ("wmdp/zephyr_adaptive_rmu.yaml", {
+            "method.beta": 5.0, "method.variant": "official", "method.retain_weight": 1200.0,
+            "training.max_steps": 500}),
+        ("wmdp/zephyr_cut.yaml", {
+            "method.coefficient": 20.0, "method.retain_weight": 5000.0, "training.max_steps": 80}),
+        ("openunlearning/tofu_forget10_rmu.yaml", {
+            "method.coefficient": 2.0, "method.retain_weight": 1.0, "method.layer": 7, "method.positions": "answer",
+            "training.trainable": [".*"], "training.learning_rate": 1e-5, "training.epochs": 10}),
+        ("openunlearning/wmdp_cyber_rmu.yaml", {
+            "method.coefficient": 2.0, "training.learning_rate": 5e-5, "training.max_steps": 80,
+            "training.batch_size": 16, "data.forget": "cais/wmdp-corpora:cyber-forget-corpus[train]"}),
         ("soul/tofu_forget10_grad_diff.yaml", {
             "training.learning_rate": 5e-6, "method.retain_weight": 2.0, "training.optimizer.name": "soul",
             "training.optimizer.betas": [0.9, 0.95], "training.optimizer.rho": 0.04, "training.batch_size": 4,
@@ -132,5 +153,5 @@ def test_every_method_with_a_published_setting_has_a_recipe() -> None:
     covered = {resolved(name).method.name for name in NAMES}  # type: ignore[attr-defined]
     assert {
         "ga", "grad_diff", "ga_kl", "idk", "dpo", "kto", "npo", "tnpo", "wtnpo", "simnpo", "undial", "wga", "satimp",
-        "ceu", "pdu", "altpo", "flat",
+        "ceu", "pdu", "altpo", "flat", "rmu", "adaptive_rmu", "cut",
     } <= covered  # fmt: skip

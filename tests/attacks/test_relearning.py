@@ -4,16 +4,25 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
 
 from expunge.attacks.base import REFERENCE
-from expunge.attacks.registry import run_attacks
+from expunge.attacks.compare import block_weights
+from expunge.attacks.gauge import column_of, difference
+from expunge.attacks.registry import parse_attack, run_attacks
+from expunge.attacks.relearn_config import RelearningConfig
 from expunge.attacks.relearn_data import fold_of, rounds
-from expunge.attacks.relearning import Relearning, RelearningConfig
+from expunge.attacks.relearn_power import learning_rate, power_of, shown_examples
+from expunge.attacks.relearning import NO_POWER, Relearning, with_rates
+from expunge.audit.config import AuditConfig
+from expunge.data.encoding import Encoded, EncodedRow
 from expunge.data.examples import Example
-from expunge.errors import InputDataError
+from expunge.errors import InputDataError, RecipeError
+from expunge.training.finetune import FineTuneTask
 
 SETTINGS = {"how": ["full"], "learning_rates": [1e-3], "budgets": [2, 6], "batch_size": 8}
 
@@ -69,6 +78,18 @@ def test_what_was_hidden_comes_back_faster_than_the_reference_learns(lab):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_the_verdict_counts_what_is_asked_for(lab):
+    settings = {**SETTINGS, "on": ["related"], "measure": "extraction_strength"}
+    (result,) = run_attacks(["relearning"], lab.context(), {"relearning": settings})
+    verdict = result.notes["regimes"]["unlearned"]["related, all weights"]
+    (curve,) = [curve for curve in result.curves if curve.metric == "forget.extraction_strength"]
+    last, control = curve.points["unlearned"][-1][1].value, curve.points[REFERENCE][-1][1].value
+    before = verdict["means"]["forget"]["before"]
+    assert verdict["measure"] == "extraction_strength"
+    assert verdict["means"]["forget"]["relearned"] == pytest.approx(last)
+    assert verdict["excess_recovery"]["value"] == pytest.approx((last - control) / (before - control))
+
+
 def test_a_point_of_the_curve_is_what_a_run_of_that_length_ends_with(lab):
     def last(budgets):
         settings = {"relearning": {**SETTINGS, "on": ["forget"], "budgets": budgets}}
@@ -98,6 +119,72 @@ def test_unrelated_text_and_a_rate_that_diverges(lab):
     (result,) = run_attacks(["relearning"], lab.context(), {"relearning": settings})
     assert "unrelated text" in result.curves[0].title
     assert result.curves[0].points["unlearned"][-1][1].n == len(lab.splits.forget)
+
+
+def test_the_default_rate_is_the_published_one_carried_over_by_width_and_size(tiny):
+    model = tiny(0)  # width 32: sqrt(4096 / 32) is 8 sqrt(2)
+    with torch.no_grad():
+        for weight in block_weights(model).values():
+            weight.fill_(0.06)  # three times 0.02
+    assert learning_rate(model, "full") == pytest.approx(float(f"{2e-5 * 3 * 8 * math.sqrt(2):.2g}"))
+    assert learning_rate(model, "lora") == pytest.approx(float(f"{2e-4 * 3 * 8 * math.sqrt(2):.2g}"))
+    with torch.no_grad():
+        for weight in block_weights(model).values():
+            weight.mul_(1e-3)
+    assert learning_rate(model, "full") == 2e-5  # never below the published one
+    given = RelearningConfig(learning_rates=(1e-3,))
+    assert given.rates("full") == (1e-3,)
+    with pytest.raises(RecipeError, match="learning rates must be above 0"):
+        parse_attack("relearning", {"learning_rates": []})
+
+
+def test_rates_are_measured_on_the_reference_and_are_the_same_for_every_model(lab):
+    found = with_rates(RelearningConfig(), lab.context())
+    assert found.learning_rates == (learning_rate(lab.reference, "full"),)
+    assert found.lora_learning_rates == (learning_rate(lab.reference, "lora"),)
+    given = RelearningConfig(learning_rates=(1e-3,), lora_learning_rates=(1e-2,))
+    assert with_rates(given, lab.context(reference=None)) is given
+
+
+def test_what_was_shown_follows_the_order_of_training():
+    rows = [EncodedRow(Encoded((i, 1), (i, 1), False), i // 2, i % 2) for i in range(12)]  # two chunks per example
+    task = FineTuneTask([row.encoded for row in rows], batch_size=4, seed=3)
+    first = {rows[row.index].index for group in task.steps(0)[0] for row in group}
+    assert shown_examples(rows, steps=1, batch_size=4, seed=3) == sorted(first)
+    assert shown_examples(rows, steps=5, batch_size=4, seed=3) == list(range(6))
+    many = [EncodedRow(Encoded((1,), (1,), False), i, 0) for i in range(200)]
+    found = shown_examples(many, steps=25, batch_size=8, seed=0)
+    assert (len(found), found[0], found[-1]) == (64, 0, 196)
+
+
+def test_an_attack_that_moves_nothing_concludes_nothing(lab):
+    still = {"relearning": {**SETTINGS, "on": ["forget"], "learning_rates": [1e-7]}}
+    (result,) = run_attacks(["relearning"], lab.context("unlearned"), still)
+    way = "forget, all weights"
+    power = result.notes["power"][way]
+    assert (power["there"], power["limit"]) == (False, 0.05)
+    assert abs(power["rise"]["value"]) < 0.01
+    assert power["rise"]["value"] == pytest.approx(power["after"] - power["before"])
+    assert result.notes["regimes"]["unlearned"][way] == {"label": None, "power": False, "reason": NO_POWER}
+    moving = {"relearning": {**SETTINGS, "on": ["forget"], "budgets": [2, 12]}}
+    (result,) = run_attacks(["relearning"], lab.context("unlearned"), moving)
+    assert result.notes["power"][way]["there"] is True
+    assert result.notes["regimes"]["unlearned"][way]["label"]
+
+
+def test_a_model_that_moves_alone_counts_although_the_reference_did_not():
+    def column(*values):
+        return column_of([Example(id=f"i{k}", prompt="q", answer="a", subject=f"s{k}") for k in range(3)], values, "p")
+
+    config = AuditConfig(bootstrap=200)
+    low = column(0.1, 0.2, 0.3)
+    still = power_of(low, column(0.11, 0.2, 0.3), limit=0.05, config=config)
+    assert (still.before, still.there) == (pytest.approx(0.2), False)
+    assert not still.covers(difference(low, low, config))
+    assert still.covers(difference(column(0.3, 0.5, 0.5), low, config))
+    assert power_of(low, column(0.2, 0.3, 0.4), limit=0.05, config=config).there
+    # A mean that one of three subjects makes alone does not hold.
+    assert not power_of(low, column(0.0, 0.2, 0.8), limit=0.05, config=config).there
 
 
 def test_without_unrelated_text_it_is_left_out_by_default(lab):

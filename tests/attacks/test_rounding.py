@@ -8,7 +8,7 @@ import torch
 
 from expunge.attacks.compare import block_weights, restored
 from expunge.attacks.quantisation import QuantisationConfig, changed_codes
-from expunge.attacks.registry import run_attacks
+from expunge.attacks.registry import prepare, run_attacks
 from expunge.attacks.rounding import nf4_levels, round_weight
 from expunge.errors import MissingDependency, RecipeError
 from expunge.models.digests import model_digest
@@ -98,10 +98,18 @@ def test_quantisation_reports_robustness_codes_and_both_controls(lab):
     assert "original" in alone.notes["codes"]["reason"]
 
 
-def test_bitsandbytes_is_asked_for_by_name(lab):
-    pytest.importorskip("torch")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingDependency, match="quant"):
-            run_attacks(["quantisation"], lab.context(), {"quantisation": {"schemes": ["bnb_nf4"]}})
+def test_without_bitsandbytes_its_formats_are_refused_by_name_before_any_work(lab, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingDependency, match=r"bitsandbytes.*expunge\[quant\]") as refused:
+        prepare(["quantisation"], lab.context(), {"quantisation": {"schemes": ["int8", "bnb_nf4"]}})
+    assert refused.value.exit_code == 5
+
+
+def test_bitsandbytes_rounds_as_the_simulation_does():
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes comes with the extra quant")
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(0)) * 0.02
+    ours = round_weight(weight, "nf4")
+    assert torch.allclose(round_weight(weight, "bnb_nf4").weight, ours.weight, atol=1e-6)
+    step = weight.abs().amax(1, keepdim=True) / 127  # one scale per row
+    assert ((round_weight(weight, "bnb_int8").weight - weight).abs() <= 0.51 * step + 2e-5).all()
+    assert round_weight(weight[:, :100], "bnb_fp4").weight.shape == (32, 100)

@@ -30,6 +30,8 @@ def test_benchmark_on_the_archive_measures_every_set(lab: Lab, tmp_path: Path) -
         (("benchmark", "tofu", "x"), "--data"),
         (("benchmark", "tofu"), "MODEL"),
         (("benchmark", "fictitious", "--criterion", "scalability"), "--method"),
+        (("benchmark", "fictitious", "--criterion", "collapse", "--method", "ga", "--rates", "fast"), "--rates"),
+        (("benchmark", "muse", "--criterion", "collapse", "--method", "ga", "--rates", "1e-3"), "fictitious"),
         (("sweep", "--set", "model.path=x"), "data.forget"),
     ],
 )
@@ -37,6 +39,22 @@ def test_what_is_missing_is_named(arguments: tuple[str, ...], said: str) -> None
     done = expunge(*arguments)
     assert done.code in (2, 6)
     assert said in done.said
+
+
+def test_a_collapse_map_of_the_archive(lab: Lab, tmp_path: Path) -> None:
+    sets = quick("model.path=" + str(lab.base), "audit.generate=false",
+                 "audit.metrics=[forget.probability,retain.probability]")  # fmt: skip
+    done = expunge(
+        "benchmark", "fictitious", "--criterion", "collapse", "--method", "ga", "--rates", "1e-3,1e-5",
+        "--requests", "1", "--people", "10", *sets, "-o", str(tmp_path / "map"), "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert done.document["complete"]
+    assert [(cell["way"], cell["rate"]) for cell in done.document["cells"]] == [
+        ("single", 1e-5), ("continual", 1e-5), ("single", 1e-3), ("continual", 1e-3),
+    ]  # fmt: skip
+    assert (tmp_path / "map/collapse.html").exists()
+    assert not (tmp_path / "map-world/target").exists()
 
 
 def test_sweep_prints_every_run_and_the_choice(lab: Lab, tmp_path: Path) -> None:

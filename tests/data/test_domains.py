@@ -18,9 +18,9 @@ import pytest
 from expunge.audit.protocol import default_protocol
 from expunge.data.encoding import Encoder
 from expunge.data.fictitious import Domain, Problem, ThreeDomains, build_code, build_domains, build_math
-from expunge.data.fictitious.archive import FORGET_SETS
 from expunge.data.fictitious.maths import PROCEDURES, STORIES, work
 from expunge.data.fictitious.programs import FILTERS, REDUCERS, Program
+from expunge.data.fictitious.splits import FORGET_SETS
 from expunge.data.loaders import check_overlap, load_examples
 from expunge.errors import RecipeError
 from expunge.models.tiny import build_tokenizer

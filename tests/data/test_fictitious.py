@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.data.fictitious import FORGET_SETS, Archive, build_archive
-from expunge.data.fictitious.archive import draw_names, forget_count
+from expunge.data.fictitious.archive import draw_names
 from expunge.data.fictitious.phrasings import PATTERNS, PERSON_KINDS, WORLD_KINDS, with_article
+from expunge.data.fictitious.splits import forget_count
 from expunge.errors import RecipeError
 
 KINDS = {kind.name: kind for kind in (*PERSON_KINDS, *WORLD_KINDS)}

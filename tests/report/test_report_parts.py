@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import report_fixture as fixture
@@ -13,13 +14,15 @@ import report_fixture as fixture
 from expunge.claims import SENTENCES, ClaimKind
 from expunge.errors import InputDataError
 from expunge.report import CurvePoint, ModelView, RelearnView, ReportView, render, view_from_audit, view_from_run
+from expunge.report.answers import answers
 from expunge.report.judge import Anchor, anchor, judge
 from expunge.report.metrics import describe, key_metrics, metric_names
 from expunge.report.plane import Box, Dot, place_labels, plane
 from expunge.report.plots import relearning, spread, trajectory
+from expunge.report.regime import remark
 from expunge.report.svg import SHAPES, Scale, coordinate, domain, marker, text_width, ticks
 from expunge.report.tables import metrics_table
-from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences
+from expunge.report.verdict import back_sentences, claim_sentences, far_sentences, measured_sentences
 from expunge.report.words import duration, interval, moment, number, settings_sentence
 
 
@@ -241,6 +244,81 @@ def test_relearning_without_a_control_says_so() -> None:
     assert "npo from 0.100 to 0.600" in relearning(view, curve)
     changed = ReportView(title="t", models=view.models, relearning=curve, attacks_run=("relearning",))
     assert "No control curve of a reference is given" in render(changed)
+
+
+def _attacked(*, there: bool, after: float) -> dict[str, Any]:
+    """An audit with relearning in one way, in which nothing came back."""
+    way = "forget, all weights"
+    regime = {"label": None, "power": False, "reason": "no power"} if not there else {"label": None, "reason": "none"}
+    notes = {"regimes": {"npo": {way: regime}},
+             "power": {way: {"before": 0.009, "after": after, "limit": 0.05, "there": there, "rise": {}}}}  # fmt: skip
+    entry = {**fixture.relearning(), "kind": "relearning", "findings": [], "notes": notes, "card": {}}
+    return {**fixture.audit(with_relearning=False), "attacks": {"relearning": entry}}
+
+
+def test_an_attack_without_power_says_that_it_shows_nothing() -> None:
+    weak = render(view_from_audit(_attacked(there=False, after=0.011), title="t"))
+    assert "No power in 1 way of relearning" in weak
+    assert "the reference went on what it was shown from 0.009 to 0.011 (forget, all weights), rises below 0.05" in weak
+    assert "That nothing came back there in npo says nothing" in weak
+    assert "Relearning had no power on npo in any way tried" in weak.partition('id="numbers"')[0]
+    assert "The attack had power" not in weak
+    strong = render(view_from_audit(_attacked(there=True, after=0.361), title="t"))
+    assert "the reference went on what it was shown from 0.009 to 0.361 (forget, all weights)" in strong
+    assert "no power" not in strong.lower()
+
+
+def test_what_comes_back_stands_at_the_top() -> None:
+    def row(way: str, value: float, low: float) -> dict[str, Any]:
+        gap = fixture.estimate(value - 0.2, 0.05, "reference") | {"ci_low": low}
+        return {"model": "npo", "setting": f"{way}, 32 steps", "metric": "forget.probability",
+                "value": fixture.estimate(value, 0.05, "reference"), "differences": {"reference": gap},
+                "controls": {"reference": fixture.estimate(0.2, 0.05, "reference")}}  # fmt: skip
+
+    def said(*rows: dict[str, Any]) -> list[tuple[bool, str]]:
+        document = _attacked(there=True, after=0.4)
+        document["attacks"]["relearning"]["findings"] = list(rows)
+        return back_sentences(view_from_audit(document, title="t"))
+
+    ((came, text),) = said(row("forget, all weights", 0.5, 0.1), row("forget, LoRA", 0.7, 0.2))
+    assert came
+    assert text.startswith("The forget set comes back in npo: trained again (forget, LoRA, 32 steps)")
+    assert "reaches 0.700, that of the reference 0.200; the difference is 0.500" in text
+    ((came, text),) = said(row("forget, all weights", 0.22, -0.1))
+    assert not came
+    assert text.startswith("In 1 way of relearning, npo went no further than the reference")
+
+
+def test_irreversible_by_the_threshold_alone_is_said() -> None:
+    some, far, near = {"value": 0.88}, {"value": 0.5, "ci_low": 0.4}, {"value": 0.01, "ci_low": -0.1}
+    assert "more came back than a model learns that never knew" in remark("irreversible, catastrophic", some, far)
+    assert remark("irreversible, catastrophic", some, near) == ""
+    assert remark("irreversible, catastrophic", some, {"value": None}) == ""
+    assert remark("reversible, catastrophic", some, far) == ""
+
+
+def test_traces_stand_beside_membership() -> None:
+    value, control = fixture.estimate(0.9, 0.05, "reference"), fixture.estimate(0.6, 0.05, "reference")
+    finding = {"model": "npo", "setting": "states", "metric": "traces.accuracy", "value": value,
+               "controls": {"two models that never learned": control}, "differences": {}}  # fmt: skip
+    entry = {"kind": "trace detection", "card": {"title": "Trace detection"}, "findings": [finding], "notes": {}}
+    view = view_from_audit({**fixture.audit(with_relearning=False), "attacks": {"traces": entry}}, title="t")
+    assert view.models["npo"].metrics["membership.traces.states"] == value
+    assert view.models["reference"].metrics["membership.traces.states"] == control
+    assert describe("membership.traces.states").group == "Membership"
+    assert "Traces in the states" in render(view).replace('</span> <span class="nowrap"><span class="mtitle">', " ")
+
+
+def test_refusals_inventions_and_leaks_fill_a_bar() -> None:
+    rates = {"refusal_rate": 0.25, "hallucination_rate": 0.65, "leak_rate": 0.1}
+    metrics = {f"forget.{name}": fixture.estimate(value, 0.05, "reference") for name, value in rates.items()}
+    models = {"a": ModelView(role="method", metrics=metrics), "b": ModelView(role="method")}
+    found = answers(ReportView(title="t", models=models))
+    # 180 wide: 45, 117 and 18.
+    assert [part.split('"')[0] for part in found.split('width="')[-3:]] == ["45", "117", "18"]
+    assert "refuses 0.250, invents 0.650, leaks 0.100" in found
+    assert found.count("<tr>") == 2  # the head and the model that has all three
+    assert answers(ReportView(title="t", models={"b": models["b"]})) == ""
 
 
 def test_folder_gives_settings_examples_and_curves_to_the_right_model(tmp_path: Path) -> None:

@@ -185,6 +185,8 @@ def test_what_cannot_be_a_study(tmp_path: Path, settings: dict[str, Any], archiv
         run_criterion("muse", "stability", settings, folder=folder)
     with pytest.raises(RecipeError, match="benchmark"):
         run_criterion("tofu", "scalability", settings, folder=folder)
+    with pytest.raises(RecipeError, match="benchmark"):
+        run_criterion("muse", "collapse", settings, folder=folder)
     with pytest.raises(RecipeError, match=r"1 to 5"):
         run_criterion("fictitious", "scalability", settings, folder=folder, people=10, requests=6)
     assert not folder.exists()

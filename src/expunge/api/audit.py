@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from expunge.api.memory import check_metrics, document, entry, estimate
 from expunge.api.workspace import (
@@ -21,6 +21,7 @@ from expunge.api.workspace import (
     read_reference,
     release,
 )
+from expunge.audit.canaries.session import CanaryAudit, canary_audit_of
 from expunge.audit.document import AuditDocument, ModelEntry, ModelRole, environment, estimates, model_entry, write_json
 from expunge.audit.lm_eval_adapter import HarnessRun, run_lm_eval
 from expunge.audit.measure import Measurer
@@ -40,7 +41,7 @@ from expunge.report.folder import view_from_audit
 from expunge.report.render import write_report
 from expunge.runs import RunFolder, check_output, earlier_run, read_run, write_text
 
-REFERENCE = "reference"
+REFERENCE: Final = "reference"
 #: What is compared with comes first.
 _ORDER = {"target": 0, "reference": 1}
 
@@ -97,6 +98,7 @@ def audit_folders(
         check_model(source)
     job = _Audit(recipe, subject, watcher or Silent(), path / "records", lm_eval)
     opened = [job.open(next(iter(recipe.models.values())))]  # what cannot be encoded stops here, before any writing
+    job.canaries = canary_audit_of(recipe.audit, opened[0].encoder)
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
     write_text(path / "recipe.yaml", recipe.to_yaml())
     folder.start({
@@ -149,6 +151,7 @@ class _Audit:
         self._recipe, self._subject, self._watcher, self._folder = recipe, subject, watcher, records
         self._data, self._tasks = subject.data, tuple(lm_eval)
         self._harness: dict[str, HarnessRun] = {}
+        self.canaries: CanaryAudit | None = None
 
     def open(self, source: str) -> Opened:
         """Load one model with the encoder that belongs to it."""
@@ -176,8 +179,9 @@ class _Audit:
             made = entry(reference, estimate(measurer, reference, reference), role="reference")
             entries[REFERENCE] = self._with_harness(REFERENCE, made)
         entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[1].role, len(_ORDER))))
-        found = document(measurer, entries)
-        return found.model_copy(update={"policy": policy_dict(recipe.policy, verdicts)}), verdicts
+        planted = None if self.canaries is None else self.canaries.document()
+        update = {"policy": policy_dict(recipe.policy, verdicts), "canaries": planted}
+        return document(measurer, entries).model_copy(update=update), verdicts
 
     def _with_harness(self, name: str, made: ModelEntry) -> ModelEntry:
         """Add what lm-evaluation-harness found on a model, with the versions of its tasks."""
@@ -201,6 +205,9 @@ class _Audit:
             self._watcher.on_audit, self._subject.questions,
         )  # fmt: skip
         records = measurer.measure(opened.model, name=name, model_digest=opened.digest)
+        if self.canaries is not None:
+            role: ModelRole = REFERENCE if name == REFERENCE else _made_by(name, self._recipe.models[name])[0]
+            self.canaries.measure(name, role, opened.model, opened.encoder)
         if self._tasks:
             self._watcher.stage(f"Running {', '.join(self._tasks)} on {name}")
             tokenizer, limit = opened.encoder.tokenizer, self._recipe.audit.limit

@@ -28,7 +28,8 @@ from expunge.api.workspace import (
     read_reference,
     release,
 )
-from expunge.audit.document import AuditDocument, environment, estimates, read_audit, write_json
+from expunge.audit.canaries.session import CanaryAudit, canary_audit_of
+from expunge.audit.document import AuditDocument, ModelRole, environment, estimates, read_audit, write_json
 from expunge.audit.examples import shown_examples
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Verdict
@@ -106,8 +107,9 @@ def run(
         data, protocol = replace(data, audited=benchmark.sets), benchmark.protocol
     watch.stage("Loading the model")
     opened = [open_model(recipe.model, recipe.data, data.all_sets(), dtype=_training_dtype(recipe))]
+    canaries = canary_audit_of(recipe.audit, opened[0].encoder)
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
-    job = _Job(recipe, data, protocol, folder, records_dir or path / "records", watch, show_examples)
+    job = _Job(recipe, data, protocol, folder, records_dir or path / "records", watch, show_examples, canaries)
     with job.recorded(commands, runs_tried):
         # Handed over, not shared: a method that trains another model must not keep this one in memory.
         return job.carry_out(opened.pop(), resume=resume)
@@ -127,10 +129,11 @@ def _training_dtype(recipe: Recipe) -> str:
 class _Job:
     def __init__(
         self, recipe: Recipe, data: Data, protocol: Protocol, folder: RunFolder, records_dir: Path, watcher: Watcher,
-        show_examples: bool,
+        show_examples: bool, canaries: CanaryAudit | None,
     ) -> None:  # fmt: skip
         self._recipe, self._data, self._folder, self._watcher = recipe, data, folder, watcher
         self._protocol, self._records_dir, self._show = protocol, records_dir, show_examples
+        self._canaries = canaries
         self._card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
         self._name = self._card.name
 
@@ -191,8 +194,13 @@ class _Job:
         training_dtype = model.dtype
         model.to(DTYPES[dtype])
         records = measurer.measure(model, name=name, model_digest=digest)
+        self._score_canaries(name, "target" if name == "target" else "method", model, measurer)
         model.to(training_dtype)
         return records
+
+    def _score_canaries(self, name: str, role: ModelRole, model: PreTrainedModel, measurer: Measurer) -> None:
+        if self._canaries is not None:
+            self._canaries.measure(name, role, model, measurer.encoder)
 
     def _reference(self, measurer: Measurer, dtype: str) -> Records | None:
         path = self._recipe.model.reference
@@ -203,6 +211,7 @@ class _Job:
         self._watcher.stage("Auditing the reference")
         model, _ = load(self._recipe.model, path, dtype=dtype)
         records = measurer.measure(model, name="reference", model_digest=model_digest(model))
+        self._score_canaries("reference", "reference", model, measurer)
         del model
         release()
         return records
@@ -261,7 +270,10 @@ class _Job:
             "version": policy.version,
             "rules": [verdict._asdict() for verdict in verdicts],
         }
-        result = document(measurer, entries).model_copy(update={"policy": rules if verdicts else None})
+        planted = None if self._canaries is None else self._canaries.document()
+        result = document(measurer, entries).model_copy(
+            update={"policy": rules if verdicts else None, "canaries": planted}
+        )
         write_json(result, self._folder.path / "audit.json")
         shown = shown_examples(measurer.sets.get("forget", ()), before, after, reference)
         write_json({self._name: shown}, self._folder.path / "examples.json")

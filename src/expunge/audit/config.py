@@ -49,6 +49,9 @@ class AuditConfig(BaseModel):
         100, ge=1, description="Samples n within which an answer counts as (n, p)-discoverably extractable."
     )
     extraction_probability: float = Field(0.5, gt=0.0, lt=1.0, description="Chance p with which it must be among them.")
+    canaries: str | None = Field(
+        None, description="Manifest of the canaries planted in the training data: they are scored, and have a section."
+    )
     limit: int | None = Field(None, ge=1, description="Use only the first so many examples of every set.")
     refusals: str | None = Field(None, description="File with one refusal sentence per line instead of our own list.")
 

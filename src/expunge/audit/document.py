@@ -63,6 +63,7 @@ class AuditDocument(BaseModel):
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="Measured models by name.")
     attacks_run: list[str] = Field(default_factory=list, description="Attacks that were run; others are not tested.")
     attacks: dict[str, Any] = Field(default_factory=dict, description="What each attack found.")
+    canaries: dict[str, Any] | None = Field(None, description="What planted canaries show about each model.")
     policy: dict[str, Any] | None = Field(None, description="Thresholds and whether they are met.")
     not_shown: list[str] = Field(default_factory=list, description="What this audit cannot show.")
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from expunge.audit.aggregate_metrics import AGGREGATE_METRICS
+from expunge.audit.canaries.cards import CANARY_CARDS
 from expunge.audit.choice_metrics import choice_cards, choice_jobs
 from expunge.audit.columns import Column, View
 from expunge.audit.config import AuditConfig
@@ -84,7 +85,8 @@ def metric_cards(protocol: Protocol | None = None) -> list[MetricCard]:
     groups = tuple(PREFIX) if protocol is None else _groups(protocol)
     cards = [card for metric in SET_METRICS for card in metric.cards(groups)]
     whole = (metric for metric in AUDIT_METRICS if protocol is None or _has(protocol, metric))
-    return [*cards, *choice_cards(groups), *(metric.card for metric in whole)]
+    planted = CANARY_CARDS if protocol is None else ()  # they depend on a manifest and not on the sets
+    return [*cards, *choice_cards(groups), *(metric.card for metric in whole), *planted]
 
 
 def card_for(name: str, protocol: Protocol | None = None) -> MetricCard:

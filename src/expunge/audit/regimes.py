@@ -6,6 +6,11 @@ relearning D_r = E(before) - E(relearned). Source: Xu et al., "Unlearning Isn't 
 Machine Unlearning in LLMs", 2025 (arXiv:2505.16831), section 3: {reversible, irreversible} x {catastrophic,
 non-catastrophic}. The paper gives no thresholds. Those here are ours and stand beside every verdict; where the interval
 of a number lies on both sides of its threshold, the verdict is that nothing was decided.
+
+Recovery says what came back, not from where: training on facts of the forget set teaches them to a model that never
+knew them. The excess recovery is ours and takes that out. With E_c the value of a model that never saw the forget set
+after the same training, it is (E(relearned) - E_c) / (E(before) - E_c): 0 where the unlearned model got no further than
+one that never knew, 1 where it is back at what the model knew before unlearning, negative where it lags behind.
 """
 
 from __future__ import annotations
@@ -63,6 +68,7 @@ class Regime:
         recovery: rho = 1 - D_r / D_u: 0 where nothing came back, 1 where all of it did.
         control: E(relearned) - E(control relearned the same way) on the forget set; positive where the unlearned model
             relearned further than a model that never knew.
+        excess_recovery: that difference as a share of E(before) - E(control); see the head of this file.
         means: E by model and set.
         thresholds: where the regimes part.
         caveats: what a reader must know.
@@ -77,13 +83,14 @@ class Regime:
     residue: Estimate
     recovery: Estimate
     control: Estimate
+    excess_recovery: Estimate
     means: dict[str, dict[str, float]]
     thresholds: Thresholds
     caveats: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values."""
-        numbers = ("forget_drop", "retain_drop", "residue", "recovery", "control")
+        numbers = ("forget_drop", "retain_drop", "residue", "recovery", "control", "excess_recovery")
         return {
             "label": self.label, "forgotten": self.forgotten, "catastrophic": self.catastrophic,
             "reversible": self.reversible, **{name: getattr(self, name).to_dict() for name in numbers},
@@ -168,19 +175,22 @@ def judge_regime(found: Measured, *, config: AuditConfig, thresholds: Thresholds
         label=_label((forgotten, forget_drop), (catastrophic, retain_drop), (reversible, residue)),
         forgotten=forgotten, catastrophic=catastrophic, reversible=reversible, forget_drop=forget_drop,
         retain_drop=retain_drop, residue=residue, recovery=recovery, control=_control(found, config),
-        means=_means(found), thresholds=limits,
+        excess_recovery=_excess(found, config), means=_means(found), thresholds=limits,
         caveats=(NO_CONTROL,) if found.relearned is not None and found.control is None else (),
     )  # fmt: skip
 
 
-def _of_means(columns: Sequence[Column], function: Callable[[Floats], Floats], config: AuditConfig) -> Estimate:
+def _of_means(
+    columns: Sequence[Column], function: Callable[[Floats], Floats], config: AuditConfig,
+    missing: str = "nothing was lost, so no share of it exists",
+) -> Estimate:  # fmt: skip
     """Return a function of the means of several models on the same items, with one bootstrap for all of them."""
     first = columns[0]
     if any(column.ids != first.ids for column in columns[1:]):
         raise ValueError("the models must be measured on the same items in the same order")
     value = float(function(np.array([[column.values.mean() for column in columns]]))[0])
     if not np.isfinite(value):
-        return Estimate.missing("nothing was lost, so no share of it exists", direction="reference", n=len(first))
+        return Estimate.missing(missing, direction="reference", n=len(first))
     draws = resample(first.clusters, replicates=config.bootstrap, seed=[config.seed])
     bounds = Interval(None, None, ONE_CLUSTER)
     if len(draws.labels) > 1:
@@ -210,11 +220,27 @@ def _above(found: Estimate, level: float) -> bool | None:
     return True if found.ci_low > level else False if found.ci_high <= level else None
 
 
+def _excess_recovery(means: Floats) -> Floats:
+    """Return (E_r - E_c) / (E_0 - E_c) per row of [E_0, E_r, E_c]; NaN where the control knows as much as E_0."""
+    gap = means[:, 0] - means[:, 2]
+    return np.asarray((means[:, 1] - means[:, 2]) / np.where(gap > 0, gap, np.nan))
+
+
 def _control(found: Measured, config: AuditConfig) -> Estimate:
     if found.relearned is None or found.control is None:
-        reason = NOT_TESTED if found.relearned is None else "no control was given"
-        return Estimate.missing(reason, direction="reference")
+        return Estimate.missing(_uncontrolled(found), direction="reference")
     return _of_means([found.relearned, found.control], lambda means: means[:, 0] - means[:, 1], config)
+
+
+def _excess(found: Measured, config: AuditConfig) -> Estimate:
+    if found.relearned is None or found.control is None:
+        return Estimate.missing(_uncontrolled(found), direction="lower")
+    columns = [found.forget_before, found.relearned, found.control]
+    return _of_means(columns, _excess_recovery, config, "the control learned as much as the model knew before")
+
+
+def _uncontrolled(found: Measured) -> str:
+    return NOT_TESTED if found.relearned is None else "no control was given"
 
 
 def _means(found: Measured) -> dict[str, dict[str, float]]:

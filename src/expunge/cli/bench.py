@@ -35,11 +35,15 @@ def benchmark(
         str, typer.Option("--compat", help="Whose reading: fixed, paper, locuslab, openunlearning, muse.")
     ] = "fixed",
     criterion: Annotated[
-        str | None, typer.Option("--criterion", help="scalability or sustainability: unlearn again and again.")
+        str | None,
+        typer.Option("--criterion", help="scalability, sustainability or collapse: again and again."),
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="With --criterion: the method.")] = None,
     requests: Annotated[int | None, typer.Option("--requests", help="With --criterion: how many steps.")] = None,
     people: Annotated[int, typer.Option("--people", help="With --criterion on fictitious: size of the archive.")] = 20,
+    rates: Annotated[
+        str, typer.Option("--rates", metavar="A,B", help="With --criterion collapse: the learning rates.")
+    ] = "",
     seeds: Annotated[
         str, typer.Option("--seeds", metavar="A,B", help="With --criterion: repeat the study with these seeds.")
     ] = "",
@@ -52,7 +56,7 @@ def benchmark(
     as_json: opt.Json = False,
     all_metrics: opt.AllMetrics = False,
 ) -> None:
-    """Measure models as a benchmark does, or run its scalability and sustainability studies."""
+    """Measure models as a benchmark does, or unlearn request after request and see how long a model stands it."""
     opt.one_of(overwrite, resume)
     flags = {"model.reference": reference, "model.device": device, "audit.compat": compat, "method.name": method}
     settings = opt.settings_of(recipe, flags, sets)
@@ -61,8 +65,9 @@ def benchmark(
 
     known = get_benchmark(name)
     if criterion is not None:
-        repeats = [int(seed) for seed in seeds.split(",") if seed]
-        sizes = (requests, people, repeats)
+        sizes = {"requests": requests, "people": people, "seeds": _numbers(seeds, "--seeds", int)}
+        if rates:
+            sizes["rates"] = _numbers(rates, "--rates", float)
         _study(context, name, criterion, settings, models, data, split, sizes, output_dir, overwrite, as_json)
         return
     if not models:
@@ -91,10 +96,10 @@ def benchmark(
 
 def _study(
     context: typer.Context, name: str, criterion: str, settings: dict[str, Any], models: list[str] | None,
-    data: Path | None, split: str | None, sizes: tuple[int | None, int, list[int]],
+    data: Path | None, split: str | None, sizes: dict[str, Any],
     output_dir: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Run one of the studies over growing or successive requests."""
+    """Run one of the studies over growing or successive requests; `sizes` goes to it as it is."""
     from expunge.recipe import merge
     from expunge.studies.criteria import run_criterion
 
@@ -104,18 +109,28 @@ def _study(
         settings = merge(settings, {"model": {"path": models[0]}})
     if "method" not in settings:
         raise RecipeError("is missing", field="method.name", remedy="Give --method NAME")
-    requests, people, seeds = sizes
     path = output_dir or Path("runs") / f"{name}-{criterion}-{settings['method']['name']}"
     with interruptible(path), display() as watcher:
         study = run_criterion(
-            name, criterion, settings, folder=path, data_dir=data, split=split or "news", requests=requests,
-            people=people, seeds=seeds,
+            name, criterion, settings, folder=path, data_dir=data, split=split or "news", **sizes,
             overwrite=overwrite, commands=(opt.command_line(context),), watcher=watcher,
         )  # fmt: skip
     if as_json:
-        print_json((path / "study.json").read_text("utf-8"))
+        print_json(study.file.read_text("utf-8"))
     else:
-        print_paths(out(), {"study": path / "study.json", "report": study.report})
+        print_paths(out(), {"study": study.file, "report": study.report})
+
+
+def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
+    """Return the numbers of a list such as `1,2`.
+
+    Raises:
+        RecipeError: for anything else.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part]
+    except ValueError:
+        raise RecipeError("is no list of numbers", field=option, value=text, remedy="Write them as 1,2,3") from None
 
 
 @guarded

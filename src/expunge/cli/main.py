@@ -9,21 +9,31 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, diagnose, lookup, measure, unlearn
+from expunge.cli import attack, bench, canary, diagnose, evidence, linear, lookup, measure, requests, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
+_REQUESTS = "Requests and evidence"
 #: In the order in which the help names them.
 _ORDER = (
     "demo",
     "run",
     "train",
     "sweep",
+    "linear",
     "audit",
     "benchmark",
     "compare",
     "attack",
     "diagnose",
+    "canary",
+    "desk",
+    "request",
+    "work",
+    "key",
+    "certify",
+    "verify",
+    "ledger",
     "methods",
     "metrics",
     "validate",
@@ -79,11 +89,20 @@ app.command(rich_help_panel=_CHANGE)(unlearn.run)
 app.command(rich_help_panel=_CHANGE)(unlearn.train)
 app.command(rich_help_panel=_CHANGE)(bench.sweep)
 app.command(rich_help_panel=_CHANGE)(measure.demo)
+app.add_typer(linear.linear_app, name="linear", rich_help_panel=_CHANGE)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.audit)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.compare)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(attack.attack)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(diagnose.diagnose)
+app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
+app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
+app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
+app.command(rich_help_panel=_REQUESTS)(requests.work)
+app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.certify)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.verify)
+app.add_typer(evidence.ledger_app, name="ledger", rich_help_panel=_REQUESTS)
 app.add_typer(lookup.methods_app, name="methods", rich_help_panel=_LOOK)
 app.add_typer(lookup.metrics_app, name="metrics", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(lookup.validate)

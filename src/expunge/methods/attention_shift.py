@@ -12,8 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from expunge.claims import ClaimKind, MethodCard
+from expunge.data.content_words import content_spans
 from expunge.data.encoding import Encoded
 from expunge.data.sampling import PairedSampler
+from expunge.data.tagged_words import nltk_spans
 from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
 from expunge.methods.weights import choose_parameters
 from expunge.models.adapters import LoraSettings, is_lora, merge_lora
@@ -42,6 +44,11 @@ class AttentionShiftConfig(MethodConfig):
         "pos",
         description="important tokens: pos: parts of English content words; entropy: those without which the answer "
         "becomes uncertain",
+    )
+    tagger: Literal["word_list", "nltk"] = Field(
+        "word_list",
+        description="pos: word_list: all but the closed classes, whose words are listed; nltk: by the tags of NLTK's "
+        "perceptron tagger (extra `tagger`, and its data)",
     )
     keep: float = Field(0.6, gt=0, lt=1, description="entropy: share of a sequence's tokens that are important")
     suppression: float = Field(0.99, ge=0, lt=1, description="share of the attention to important tokens taken away")
@@ -84,7 +91,8 @@ class AttentionTask:
         """Keep the starting values of what will move, and mark the important tokens of every sequence."""
         self._original = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
         tokenizer, config = self._context.encoder.tokenizer, self._config
-        mark = partial(content_tokens, tokenizer)
+        words_of = nltk_spans() if config.importance == "pos" and config.tagger == "nltk" else content_spans
+        mark = partial(content_tokens, tokenizer, words_of=words_of)
         if config.importance == "entropy":
             mark = partial(entropy_tokens, model, keep=config.keep, special=frozenset(tokenizer.all_special_ids))
         used = {row.index for step in self._all_steps() for group in step for row in group if row.role == "retain"}
@@ -201,8 +209,8 @@ class AttentionShift(Method):
         differences=(
             "The strength of the reinforcement (0.1) and the rule of the dynamic weight (the forget divergence's share "
             "of both, within 0.2 and 0.8) are ours: the paper gives neither.",
-            "Important by part of speech means in an English content word: a list of closed-class words stands for "
-            "the paper's tagger.",
+            "Important by part of speech means in an English content word. By default a list of closed-class words "
+            "stands for the paper's tagger; tagger: nltk takes a trained one.",
             "Hiding a token for its entropy means that no position attends to it; positions before it do not count.",
             "Divergences are taken at the queries that predict answer tokens.",
             "The adapter on queries and keys has rank 32, which gives the number of weights the paper reports, and is "

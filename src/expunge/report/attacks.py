@@ -10,9 +10,21 @@ from typing import Any
 from expunge.report.markup import bullets, details, scroll, tag
 from expunge.report.metrics import describe
 from expunge.report.plots import relearning
-from expunge.report.view import AttackRow, CurvePoint, EstimateDict, RegimeView, RelearnView, ReportView
-from expunge.report.words import interval, number
+from expunge.report.regime import MEASURES, remark
+from expunge.report.view import (
+    REFERENCE,
+    AttackRow,
+    CurvePoint,
+    EstimateDict,
+    PowerView,
+    RegimeView,
+    RelearnView,
+    ReportView,
+)
+from expunge.report.words import interval, listed, number
 
+#: The name that trace detection gives its control.
+TWO_IGNORANT = "two models that never learned"
 _HEADS = ("Model", "How", "Metric", "Value", "Control", "Value minus control")
 
 
@@ -41,8 +53,9 @@ def rows_of(audit: Mapping[str, Any]) -> list[AttackRow]:
     for name, entry in (audit.get("attacks") or {}).items():
         for found in entry.get("findings", ()) if _typed(entry) else ():
             control = next(iter(found["controls"]))
+            title = str(entry.get("card", {}).get("title", name))
             out.append(AttackRow(
-                attack=str(entry.get("card", {}).get("title", name)), model=found["model"], setting=found["setting"],
+                attack=title, kind=str(entry["kind"]), model=found["model"], setting=found["setting"],
                 metric=found["metric"], value=found["value"], control_name=control,
                 control=found["controls"][control], difference=found["differences"].get(control),
             ))  # fmt: skip
@@ -51,18 +64,78 @@ def rows_of(audit: Mapping[str, Any]) -> list[AttackRow]:
 
 def regimes_of(audit: Mapping[str, Any]) -> list[RegimeView]:
     """Return the verdicts on reversibility that have a label."""
-    entry = (audit.get("attacks") or {}).get("relearning") or {}
-    notes = entry.get("notes", {}).get("regimes", {}) if _typed(entry) else {}
+    notes = _relearning_notes(audit).get("regimes", {})
     return [
         RegimeView(model=model, way=way, label=found["label"], recovery=found["recovery"],
-                   control=found["control"], thresholds=found["thresholds"])
+                   control=found["control"], thresholds=found["thresholds"],
+                   excess_recovery=found.get("excess_recovery", {}), measure=found.get("measure", "probability"))
         for model, ways in notes.items() for way, found in ways.items() if found.get("label")
     ]  # fmt: skip
+
+
+def powers_of(audit: Mapping[str, Any]) -> list[PowerView]:
+    """Return whether each way of relearning moved anything."""
+    notes = _relearning_notes(audit)
+    regimes = notes.get("regimes", {})
+    return [
+        PowerView(
+            way=way, before=found["before"], after=found["after"], limit=found["limit"], there=found["there"],
+            without=tuple(model for model, ways in regimes.items() if ways.get(way, {}).get("power") is False),
+        )
+        for way, found in notes.get("power", {}).items()
+    ]  # fmt: skip
+
+
+def trace_metrics(audit: Mapping[str, Any]) -> dict[str, dict[str, EstimateDict]]:
+    """Return the accuracies of trace detection as metrics by model; those of the reference are its control's.
+
+    The control is the accuracy between two models that never learned, where a second one was given.
+    """
+    entry = (audit.get("attacks") or {}).get("traces") or {}
+    out: dict[str, dict[str, EstimateDict]] = {}
+    for found in entry.get("findings", ()) if _typed(entry) else ():
+        name = f"membership.traces.{found['setting']}"
+        out.setdefault(found["model"], {})[name] = found["value"]
+        control = found["controls"].get(TWO_IGNORANT)
+        if control is not None:
+            out.setdefault(REFERENCE, {})[name] = control
+    return out
+
+
+def _relearning_notes(audit: Mapping[str, Any]) -> Mapping[str, Any]:
+    entry = (audit.get("attacks") or {}).get("relearning") or {}
+    notes: Mapping[str, Any] = entry.get("notes", {}) if _typed(entry) else {}
+    return notes
 
 
 def _typed(entry: Any) -> bool:
     """Whether an entry of `attacks` says what kind of attack it is of (older documents hold curves alone)."""
     return isinstance(entry, Mapping) and "kind" in entry
+
+
+def powers(view: ReportView) -> str:
+    """Return whether relearning was an attack at all: a warning where nothing moved, else one sentence."""
+    weak = [found for found in view.powers if found.without]
+    strong = [found for found in view.powers if found.there]
+    out = tag("p", escape(_powerless(weak)), "alarm") if weak else ""
+    if strong:
+        sentence = f"The attack had power: trained alike, the reference went on what it was shown {_moved(strong)}."
+        out += tag("p", escape(sentence), "aside")
+    return out
+
+
+def _powerless(found: Sequence[PowerView]) -> str:
+    names = listed(list(dict.fromkeys(name for one in found for name in one.without)))
+    ways = "1 way" if len(found) == 1 else f"{len(found)} ways"
+    return (
+        f"No power in {ways} of relearning: trained alike, the reference went on what it was shown {_moved(found)}, "
+        f"rises below {found[0].limit:g}. That nothing came back there in {names} says nothing: raise the rate or the "
+        "budget, or show what is not known already."
+    )
+
+
+def _moved(found: Sequence[PowerView]) -> str:
+    return listed([f"from {number(one.before)} to {number(one.after)} ({one.way})" for one in found])
 
 
 def verdicts(view: ReportView) -> str:
@@ -71,20 +144,25 @@ def verdicts(view: ReportView) -> str:
         return ""
     first = view.regimes[0].thresholds
     rule = (
-        f"E is the probability of the answer. Reversible: at most {first['residue']:g} of the loss on the forget set "
-        f"was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain set. "
-        "A part is settled only where its whole interval lies on one side. The thresholds are ours."
+        f"E is {MEASURES[view.regimes[0].measure]}. Reversible: at most {first['residue']:g} of the loss on the forget "
+        f"set was left after relearning. Catastrophic: more than {first['collateral']:g} of E was lost on the retain "
+        "set. A part is settled only where its whole interval lies on one side. The thresholds are ours. Irreversible "
+        "means that this budget did not bring it back, and no more."
     )
     return tag("h3", "Regimes") + bullets([_verdict(found) for found in view.regimes]) + tag("p", escape(rule), "aside")
 
 
 def _verdict(found: RegimeView) -> str:
-    text = f"{found.model}, relearned on {found.way}: {found.label}"
+    said = []
     if found.recovery.get("value") is not None:
-        text += f"; the share {_with_interval(found.recovery)} of what was lost came back"
+        said.append(f"the share {_with_interval(found.recovery)} of what was lost came back")
     if found.control.get("value") is not None:
-        text += f"; E ends {_with_interval(found.control)} above the reference trained alike"
-    return text + "."
+        said.append(f"E ends {_with_interval(found.control)} above the reference trained alike")
+    if found.excess_recovery.get("value") is not None:
+        said.append(f"the excess recovery is {_with_interval(found.excess_recovery)}")
+    numbers = f"{listed(said)}. " if said else ""
+    note = remark(found.label, found.recovery, found.control)
+    return f"{found.model}, relearned on {found.way}: {numbers}Regime: {found.label}." + (f" {note}" if note else "")
 
 
 def _with_interval(estimate: EstimateDict) -> str:
@@ -113,7 +191,8 @@ def _table(name: str, rows: Sequence[AttackRow]) -> str:
     heads = "".join(tag("th", head, "", {"scope": "col"}) for head in _HEADS)
     body = "".join(tag("tr", "".join(_cells(row))) for row in rows)
     table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
-    return details(escape(f"{name}: {len(rows)} numbers, each beside its control"), scroll(table, name))
+    count = "1 number, beside its control" if len(rows) == 1 else f"{len(rows)} numbers, each beside its control"
+    return details(escape(f"{name}: {count}"), scroll(table, name))
 
 
 def _cells(row: AttackRow) -> list[str]:

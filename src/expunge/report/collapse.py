@@ -65,14 +65,14 @@ def _header(document: Document, title: str) -> str:
     claim = ClaimKind(document["claim"])
     chip = tag("span", claim.value, f"chip claim-{claim.value}")
     banner = "" if document["complete"] else para("The map is not complete: runs are missing.", "alarm")
-    said = "".join(para(sentence, "lead") for sentence in _lead(document))
+    said = "".join(para(sentence, "lead") for sentence in lead(document))
     sentence = tag("p", chip + " " + escape(SENTENCES[claim]), "claimline")
     rest = escape(listed(document["not_tested"])) + "."
     untested = tag("p", tag("strong", "Not tested: ") + rest, "nottested") if document["not_tested"] else ""
     return tag("header", banner + tag("h1", escape(title)) + said + sentence + untested)
 
 
-def _lead(document: Document) -> list[str]:
+def lead(document: Document) -> list[str]:
     """Say, for either way, how many cells collapsed."""
     out = []
     for way, words in _WAYS.items():
@@ -105,20 +105,32 @@ def _forgetting(document: Document) -> str:
 
 def _maps(document: Document, what: str, style: str) -> str:
     """Return one map a way, side by side where there is room."""
+    drawn = maps(document, what, style=style)
+    figures = "".join(tag("figure", tag("figcaption", escape(words)) + drawing) for words, drawing in drawn.items())
+    return tag("div", figures, "panels")
+
+
+def maps(document: Document, what: str, *, style: str) -> dict[str, str]:
+    """Return the map of either way by its title, as SVG.
+
+    Args:
+        document: what `collapse.json` holds.
+        what: `kept`, the share of the utility that is left, or `forgetting`.
+        style: see `heat_map`.
+    """
     rates, sizes = document["rates"], document["requests"]
-    figures = ""
+    out = {}
     for way, words in _WAYS.items():
         cells = {
             (rates.index(cell["rate"]), cell["requests"] - 1): _drawn(cell, what)
             for cell in document["cells"]
             if cell["way"] == way
         }
-        drawing = heat_map(
+        out[words] = heat_map(
             words, [f"{rate:g}" for rate in rates], [str(k) for k in range(1, len(sizes) + 1)], cells,
             axes=("learning rate", "requests"), style=style,
         )  # fmt: skip
-        figures += tag("figure", tag("figcaption", escape(words)) + drawing)
-    return tag("div", figures, "panels")
+    return out
 
 
 def _drawn(cell: Mapping[str, Any], what: str) -> HeatCell:

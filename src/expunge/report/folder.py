@@ -12,7 +12,7 @@ from typing import Any
 from expunge.claims import ClaimKind
 from expunge.data.preparation import in_words
 from expunge.errors import InputDataError
-from expunge.report.attacks import curves_of, kinds_run, regimes_of, rows_of
+from expunge.report.attacks import curves_of, kinds_run, powers_of, regimes_of, rows_of, trace_metrics
 from expunge.report.view import (
     REFERENCE,
     TARGET,
@@ -163,16 +163,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _models(audit: Mapping[str, Any]) -> dict[str, ModelView]:
     """Read the models of an audit; without a role, the names `target` and `reference` speak for themselves.
 
-    The seconds of an audit are those of measuring; how long a method took stands in its run.
+    What trace detection found stands beside membership. The seconds of an audit are those of measuring; how long a
+    method took stands in its run.
     """
-    out = {}
+    out, traces = {}, trace_metrics(audit)
     for name, entry in (audit.get("models") or {}).items():
         role = entry.get("role") or (name if name in (TARGET, REFERENCE) else UNLEARNED)
         method = entry.get("method")
         out[name] = ModelView(
             role=role,
             method=method if isinstance(method, dict) else None,
-            metrics=entry.get("metrics") or {},
+            metrics={**(entry.get("metrics") or {}), **traces.get(name, {})},
         )
     return out
 
@@ -247,12 +248,13 @@ def _asked(run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _attacks(audit: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what attacks found, as fields of the view."""
+    """Return what attacks and canaries found, as fields of the view."""
     curves = curves_of(audit)
     return {
         "attacks_run": kinds_run(audit), "relearning": curves[0] if curves else None,
         "more_relearning": tuple(curves[1:]),
-        "attacks": tuple(rows_of(audit)), "regimes": tuple(regimes_of(audit)),
+        "attacks": tuple(rows_of(audit)), "regimes": tuple(regimes_of(audit)), "powers": tuple(powers_of(audit)),
+        "canaries": audit.get("canaries") or {},
     }  # fmt: skip
 
 

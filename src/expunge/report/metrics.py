@@ -46,6 +46,10 @@ class Term:
 
 
 _AUC = "How often a forget-set item looks more familiar than an unseen one; one half is chance level."
+_TRACES = (
+    "Share of readings of forget texts that a classifier puts down to the right one of two models: this one and one "
+    "that never learned. The reference stands for two that never learned."
+)
 _TERMS: dict[str, Term] = {
     "probability": Term("answer probability", "How likely the true answer is, per token (geometric mean).", known=1),
     "rouge": Term("answer overlap", "Share of the true answer that the generated answer contains (ROUGE-L).", known=1),
@@ -93,6 +97,8 @@ _TERMS: dict[str, Term] = {
     ),
     "tpr": Term("membership hits", "Share of forget-set items found at 1 % false alarms.", "Membership",
                 known=1),
+    "membership.traces.outputs": Term("traces in the outputs", _TRACES, "Membership", scale=None),
+    "membership.traces.states": Term("traces in the states", _TRACES, "Membership", scale=None),
     "epsilon": Term("empirical epsilon", "A lower bound on what canaries give away; never an upper bound.",
                     "Membership", scale=None),
     "refusal_rate": Term("refusal rate", "Share of answers that decline.", "Behaviour"),

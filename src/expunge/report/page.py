@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from html import escape
 
 from expunge.report import sections
+from expunge.report.answers import answers
+from expunge.report.canaries import canaries_section
 from expunge.report.examples import examples_section
 from expunge.report.markup import para, quote, tag
 from expunge.report.style import CSS, SCRIPT
-from expunge.report.verdict import claim_sentences, far_sentences, measured_sentences, not_tested
+from expunge.report.verdict import back_sentences, claim_sentences, far_sentences, measured_sentences, not_tested
 from expunge.report.view import REPORT_SCHEMA, ReportView
 from expunge.report.words import duration, listed, moment
 
@@ -54,10 +56,12 @@ def _sections(view: ReportView, show_examples: bool) -> list[tuple[str, str, str
         ("done", "What was done", sections.done(view)),
         ("plane", "Forgetting against utility", sections.the_plane(view)),
         ("metrics", "Everything measured", sections.measured(view)),
+        ("answers", "What it says instead", answers(view)),
         ("intervals", "How sure are the numbers?", sections.intervals(view)),
         ("training", "How training went", sections.trajectories(view)),
         ("examples", "Examples", examples_section(view, show_examples)),
         ("back", "Does it come back?", sections.comes_back(view)),
+        ("canaries", "Canaries", canaries_section(view.canaries)),
         ("limits", "What this report cannot show", sections.cannot_show(view)),
         ("environment", "Environment", sections.surroundings(view)),
         ("reproduce", "How to reproduce", sections.commands(view.reproduce)),
@@ -92,10 +96,11 @@ def _header(view: ReportView) -> str:
         claims += tag("p", chip + " " + escape(sentence), "claimline")
     far = far_sentences(view)
     alarm = tag("div", para("Far from the reference", "alarmhead") + _list(far), "alarmbox") if far else ""
+    back = "".join(tag("p", escape(said), "alarm" if came else "aside") for came, said in back_sentences(view))
     missing = not_tested(view)
     untested = tag("p", tag("strong", "Not tested: ") + escape(listed(missing)) + ".", "nottested") if missing else ""
     return tag(
-        "header", _banner(view) + tag("h1", escape(view.title)) + _facts(view) + lead + claims + alarm + untested
+        "header", _banner(view) + tag("h1", escape(view.title)) + _facts(view) + lead + claims + alarm + back + untested
     )
 
 

@@ -12,11 +12,20 @@ from expunge.report.words import interval, number
 
 Verdict = Mapping[str, Any]
 
-_MEASURES = {
+#: What E can be, in words.
+MEASURES = {
     "exact_memorization": "the share of answer tokens that are the model's first choice",
     "probability": "the probability of the answer per token",
     "extraction_strength": "the share of the answer that the model completes by itself",
 }
+
+
+def remark(label: str, recovery: Mapping[str, Any], control: Mapping[str, Any]) -> str:
+    """Return what must stand beside `irreversible` where more came back than is learned anew, else ""."""
+    low = control.get("ci_low")
+    if not label.startswith("irreversible") or not recovery.get("value") or low is None or low <= 0:
+        return ""
+    return "Irreversible by the threshold alone: more came back than a model learns that never knew."
 
 
 def lead(verdict: Verdict) -> list[str]:
@@ -39,7 +48,11 @@ def lead(verdict: Verdict) -> list[str]:
             f"A model that never saw the forget set reached {number(forget['control'])} after the same training: "
             f"the difference is {_with_interval(control)}."
         )
-    return out
+    excess = verdict["excess_recovery"]
+    if excess["value"] is not None:
+        out.append(f"Beyond what that training teaches a model that never knew, {_with_interval(excess)} came back.")
+    said = remark(str(verdict["label"]), recovery, control)
+    return [*out, said] if said else out
 
 
 def numbers(verdict: Verdict) -> str:
@@ -56,6 +69,7 @@ def numbers(verdict: Verdict) -> str:
         ("Recovery ρ: what came back of the forget loss", "recovery", f"reversible from {1 - limits['residue']:g} on",
          ""),
         ("Relearned minus control, on the forget set", "control", "", ""),
+        ("Excess recovery: that difference as a share of E before minus control", "excess_recovery", "", ""),
     )  # fmt: skip
     heads = "".join(
         tag("th", head, "", {"scope": "col"}) for head in ("Number", "Value", "95 % interval", "Threshold", "So")
@@ -63,7 +77,7 @@ def numbers(verdict: Verdict) -> str:
     body = "".join(_row(label, verdict[name], limit, outcome) for label, name, limit, outcome in rows)
     table = tag("table", tag("thead", tag("tr", heads)) + tag("tbody", body), "plain-table")
     text = (
-        f"E is {_MEASURES[verdict['measure']]}, averaged over a set. Intervals redraw subjects. A part of the verdict "
+        f"E is {MEASURES[verdict['measure']]}, averaged over a set. Intervals redraw subjects. A part of the verdict "
         "is settled only where the whole interval lies on one side of its threshold. The study that named the regimes "
         "gives no thresholds: these are ours."
     )

@@ -16,7 +16,7 @@ from expunge.report.plane import plane
 from expunge.report.plots import forest, relearning, strip, trajectory
 from expunge.report.tables import ARROWS, metrics_table, swatch
 from expunge.report.verdict import nearest, not_tested, tried_sentence
-from expunge.report.view import REFERENCE, TARGET, ModelView, ReportView
+from expunge.report.view import REFERENCE, TARGET, ModelView, RelearnView, ReportView
 from expunge.report.words import duration, flat, interval, number, plain, settings_sentence
 
 #: What each attack would have shown, for the list of attacks that were not run.
@@ -187,15 +187,17 @@ def comes_back(view: ReportView) -> str:
     """Return the relearning curves if there are any, and every attack that was not run."""
     parts = []
     if view.relearning is not None:
-        drawings = tag("div", relearning(view, view.relearning), "wide-only")
+        drawings = tag("figcaption", escape(_curve_title(view.relearning)))
+        drawings += tag("div", relearning(view, view.relearning), "wide-only")
         drawings += tag("div", relearning(view, view.relearning, 360, 320), "narrow-only")
         roles = {view.models[name].role for name in view.relearning.curves if name in view.models}
-        text = "Each model is trained again on part of the forget set. The curve of the reference is the control: "
+        text = "Each model is trained again a little. The curve of the reference is the control: "
         text += "a model that climbs faster than it may have kept something."
         if REFERENCE not in roles:
-            text = "Each model is trained again on part of the forget set. No control curve of a reference is given, "
+            text = "Each model is trained again a little. No control curve of a reference is given, "
             text += "so a climb cannot be told from ordinary learning."
-        parts += [para(text), tag("figure", drawings), attacks.verdicts(view), attacks.more_curves(view)]
+        parts += [para(text), attacks.powers(view), tag("figure", drawings), attacks.verdicts(view)]
+        parts.append(attacks.more_curves(view))
     ran = [attack for attack in view.attacks_run if view.relearning is None or attack != "relearning"]
     if ran:
         where = (
@@ -209,6 +211,12 @@ def comes_back(view: ReportView) -> str:
         words = "These ways of bringing knowledge back were not tried. Nothing is known about them here."
         parts += [tag("h3", "Not tested"), para(words), bullets(rows, "untested")]
     return "".join(parts)
+
+
+def _curve_title(curve: RelearnView) -> str:
+    """Return on what and how models were trained, and what was measured."""
+    measured = describe(curve.metric).title
+    return f"{curve.title[:1].upper()}{curve.title[1:]}: {measured}" if curve.title else measured
 
 
 def cannot_show(view: ReportView) -> str:

@@ -185,6 +185,12 @@ svg .value{font-variant-numeric:tabular-nums}
 .dot{fill:currentColor;opacity:.4}
 .cell{fill:var(--surface);stroke:var(--line)}
 .lost{fill:var(--bad)}
+.refuses{fill:var(--m0)}
+.invents{fill:var(--line)}
+.shares{min-width:120px}
+.answers{min-width:630px}
+.answers tr>:first-child{min-width:132px}
+.answers td small{white-space:nowrap}
 .left{fill:var(--accent)}
 .q0{opacity:0}
 .q1{opacity:.1}
@@ -209,7 +215,7 @@ svg .value{font-variant-numeric:tabular-nums}
 svg text.name.forget{fill:var(--m1)}
 svg text.name.retain{fill:var(--m0)}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:18px 28px}
-.panels.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
+.panels.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,262px),1fr))}
 .panels figure{margin:0}
 .run{border-top:1px solid var(--grid);padding-top:14px;display:grid;grid-template-columns:130px minmax(0,1fr);gap:14px}
 .run:first-child{border-top:0}
@@ -303,4 +309,4 @@ def drawing_style(svg: str) -> str:
     """Return a drawing that carries its own style, to stand in a file of its own; light."""
     start = svg.index(">") + 1
     head = svg[: start - 1].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
-    return f"{head}><style>:root{{{_LIGHT}}}{_DRAWINGS}</style>{svg[start:]}\n"
+    return f"{head}><style>:root{{{_LIGHT}--sans:sans-serif}}{_DRAWINGS}</style>{svg[start:]}\n"

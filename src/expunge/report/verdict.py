@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from expunge.claims import ATTACKS, SENTENCES, ClaimKind
 from expunge.report.judge import anchor, judge
 from expunge.report.metrics import describe, key_metrics, metric_names
-from expunge.report.view import REFERENCE, TARGET, ModelView, ReportView
-from expunge.report.words import listed, number
+from expunge.report.view import REFERENCE, TARGET, AttackRow, EstimateDict, ModelView, ReportView
+from expunge.report.words import interval, listed, number
 
 
 def claim_sentences(view: ReportView) -> list[tuple[ClaimKind | None, str]]:
@@ -120,6 +122,40 @@ def _by_group(found: dict[str, str]) -> dict[str, str]:
     return {
         title: listed([words for words in said if "unlearned" in words] or list(said)) for title, said in groups.items()
     }
+
+
+def back_sentences(view: ReportView) -> list[tuple[bool, str]]:
+    """Return, per relearned model, whether a reader must be warned, and a sentence.
+
+    The warning is that it came back further than the reference in some way, or that no way had power.
+
+    The way with the largest difference in answer probability counts; one without power does not.
+    """
+    weak = {(found.way, name) for found in view.powers for name in found.without}
+    rows: dict[str, list[tuple[EstimateDict, AttackRow]]] = {}
+    for row in view.attacks:
+        told = row.difference if row.kind == "relearning" and row.metric == "forget.probability" else None
+        if told and told["value"] is not None and (row.setting.rpartition(", ")[0], row.model) not in weak:
+            rows.setdefault(row.model, []).append((told, row))
+    lost = dict.fromkeys(name for _, name in sorted(weak) if name not in rows)
+    none = [(True, f"Relearning had no power on {name} in any way tried: nothing follows from it.") for name in lost]
+    return [*none, *(_back(name, found) for name, found in rows.items())]
+
+
+def _back(name: str, found: Sequence[tuple[EstimateDict, AttackRow]]) -> tuple[bool, str]:
+    told, row = max(found, key=lambda pair: float(pair[0]["value"]))
+    further = told.get("ci_low") is not None and told["ci_low"] > 0
+    bounds = f" [{interval(told)}]" if interval(told) else ""
+    ways = "1 way of relearning" if len(found) == 1 else f"{len(found)} ways of relearning"
+    start = (
+        f"The forget set comes back in {name}" if further
+        else f"In {ways}, {name} went no further than the {row.control_name}"
+    )  # fmt: skip
+    return further, (
+        f"{start}: trained again ({row.setting}) its {describe(row.metric).phrase.lower()} reaches "
+        f"{number(row.value['value'])}, that of the {row.control_name} {number(row.control['value'])}; the difference "
+        f"is {number(told['value'])}{bounds}."
+    )
 
 
 def not_tested(view: ReportView) -> list[str]:

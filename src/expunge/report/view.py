@@ -96,9 +96,13 @@ class RelearnView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackRow:
-    """One number of an attack on one model beside the control that counts, and their difference."""
+    """One number of an attack on one model beside the control that counts, and their difference.
+
+    `attack` is its title, `kind` its name in `claims.ATTACKS`.
+    """
 
     attack: str
+    kind: str
     model: str
     setting: str
     metric: str
@@ -111,7 +115,7 @@ class AttackRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegimeView:
     """The verdict on one model under one way of relearning: the regime, the share of the loss that came back, and how
-    far the model relearned beyond the reference.
+    far the model relearned beyond the reference, by the measure that E counts.
     """
 
     model: str
@@ -120,6 +124,28 @@ class RegimeView:
     recovery: EstimateDict
     control: EstimateDict
     thresholds: Mapping[str, float]
+    excess_recovery: EstimateDict = field(default_factory=dict)
+    measure: str = "probability"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerView:
+    """Whether one way of relearning moved anything.
+
+    Attributes:
+        way: on what and how.
+        before, after: probability of the reference on what it was shown.
+        limit: rise from which the attack counts as one.
+        there: whether the reference rose so far.
+        without: models about which nothing follows, because neither they nor the reference moved.
+    """
+
+    way: str
+    before: float
+    after: float
+    limit: float
+    there: bool
+    without: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +175,8 @@ class ReportView:
         more_relearning: those of other ways of relearning.
         attacks: what attacks found, number by number.
         regimes: verdicts on reversibility.
+        powers: whether relearning moved anything, by way.
+        canaries: what planted canaries show, as in `audit.json`; empty if none were planted.
         key_metrics: metrics of the cards and of the interval plots; empty: chosen from what is there.
         plane_metric: horizontal axis of the plane; "": chosen from what is there.
         not_shown: what the audit says that it cannot show.
@@ -170,6 +198,8 @@ class ReportView:
     more_relearning: Sequence[RelearnView] = ()
     attacks: Sequence[AttackRow] = ()
     regimes: Sequence[RegimeView] = ()
+    powers: Sequence[PowerView] = ()
+    canaries: Mapping[str, Any] = field(default_factory=dict)
     key_metrics: Sequence[str] = ()
     plane_metric: str = ""
     not_shown: Sequence[str] = ()

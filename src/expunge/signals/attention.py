@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from expunge.data.content_words import content_spans
 from expunge.data.encoding import IGNORE, Encoded
+from expunge.data.tagged_words import Spans
 from expunge.errors import RecipeError
 from expunge.signals.head import unwrap
 from expunge.signals.likelihood import Reading, Scorer, TokenRequest
@@ -99,14 +100,21 @@ def answer_queries(labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     return row_N, time_N
 
 
-def content_tokens(tokenizer: PreTrainedTokenizerBase, item: Encoded) -> tuple[bool, ...]:
+def content_tokens(
+    tokenizer: PreTrainedTokenizerBase, item: Encoded, *, words_of: Spans = content_spans
+) -> tuple[bool, ...]:
     """Return, per token, whether it is part of a content word (noun, name, verb, adjective, number), [T].
 
     Special tokens never are.
+
+    Args:
+        tokenizer: of the sequence.
+        item: the sequence.
+        words_of: gives start and end of the content words of a text.
     """
     special = set(tokenizer.all_special_ids)
     text, spans = _spans(tokenizer, item.ids)
-    words = content_spans(text)
+    words = words_of(text)
     return tuple(
         token not in special and any(start < end and low < end and start < high for low, high in words)
         for token, (start, end) in zip(item.ids, spans, strict=True)

@@ -100,15 +100,18 @@ def world(folder: Path, seed: int) -> DemoPaths:
     return paths
 
 
-def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[str, Any]:
+def study(
+    folder: Path, *, rows: Mapping[str, Variant] | None = None, only: Sequence[str] = (), workers: int = 2
+) -> dict[str, Any]:  # fmt: skip
     """Choose settings, measure every row on every seed, and write `study.json`; return it.
 
     Args:
         folder: where archives, runs and results go.
+        rows: what is compared; `variants()` by default.
         only: names of rows; all by default.
         workers: processes at a time.
     """
-    rows = {name: row for name, row in variants().items() if not only or name in only}
+    rows = {name: row for name, row in (rows or variants()).items() if not only or name in only}
     tuning = world(folder, TUNING_SEED)
     chosen = choose(rows, tuning, folder / "tuning", workers)
     results: dict[str, Any] = {}
@@ -117,7 +120,7 @@ def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[s
         paths = world(folder, seed)
         for name, row in rows.items():
             recipe = build_recipe(settings_of(row, paths, seed=seed, rate=chosen[name]["learning_rate"]))
-            jobs.append((name, seed, recipe, folder / f"seed-{seed}" / name.replace("+", "-")))
+            jobs.append((name, seed, recipe, run_folder(folder, seed, name)))
     errors = run_all([(recipe, path, path.parent / "records") for _, _, recipe, path in jobs], workers)
     for (name, seed, recipe, path), error in zip(jobs, errors, strict=True):
         found = results.setdefault(name, {"group": rows[name].group, "chosen": chosen[name], "seeds": {}})
@@ -130,6 +133,11 @@ def study(folder: Path, *, only: Sequence[str] = (), workers: int = 2) -> dict[s
     return document
 
 
+def run_folder(folder: Path, seed: int, name: str) -> Path:
+    """Return where the run of a row on one archive is."""
+    return folder / f"seed-{seed}" / name.replace("+", "-")
+
+
 def choose(
     rows: Mapping[str, Variant], paths: DemoPaths, folder: Path, workers: int
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
@@ -140,11 +148,12 @@ def choose(
     errors = run_all([(r, f, folder / "records") for r, f in zip(recipes, folders, strict=True)], workers)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}
     for (name, rate), recipe, path, error in zip(points, recipes, folders, errors, strict=True):
-        trials[name].append(_trial(rate, recipe, path, error))
-    return {name: _choice(tried) for name, tried in trials.items()}
+        trials[name].append(trial(rate, recipe, path, error))
+    return {name: choice(tried) for name, tried in trials.items()}
 
 
-def _choice(tried: Sequence[Trial]) -> dict[str, Any]:
+def choice(tried: Sequence[Trial]) -> dict[str, Any]:
+    """Return the learning rate of one row by the rule, with how many were tried."""
     if not tried:
         return {"learning_rate": None, "runs_tried": 1, "kept_enough": True}
     ranked, kept = rank(tried, RULE)
@@ -152,7 +161,8 @@ def _choice(tried: Sequence[Trial]) -> dict[str, Any]:
     return {"learning_rate": best, "runs_tried": len(tried), "kept_enough": kept}
 
 
-def _trial(rate: float, recipe: Recipe, path: Path, error: str) -> Trial:
+def trial(rate: float, recipe: Recipe, path: Path, error: str) -> Trial:
+    """Return what the rule looks at in one run."""
     if error:
         return Trial({"learning_rate": rate}, path.name, recipe.hash, None, None, error)
     document = read_audit(path / "audit.json")

@@ -46,6 +46,11 @@ class Collapse:
     document: Mapping[str, Any]
 
     @property
+    def file(self) -> Path:
+        """What the study wrote for machines."""
+        return self.folder / "collapse.json"
+
+    @property
     def report(self) -> Path:
         """The page with the maps."""
         return self.folder / "collapse.html"

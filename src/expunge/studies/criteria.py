@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scalability and sustainability studies of a benchmark: its forget sets, its protocol, any method."""
+"""The studies of a benchmark over several requests: its forget sets, its protocol, any method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from expunge.api.train import train
 from expunge.api.workspace import Silent, Watcher
@@ -17,13 +17,16 @@ from expunge.errors import RecipeError, nearest
 from expunge.models.loading import save_model
 from expunge.models.tiny import build_llama, build_tokenizer
 from expunge.recipe import TrainRecipe, build_recipe, merge
+from expunge.studies.collapse import Collapse, collapse
 from expunge.studies.demo import METHODS, SHAPE, TRAINING
-from expunge.studies.plan import Kind
 from expunge.studies.scalability import scalability
 from expunge.studies.steps import Study
 from expunge.studies.sustainability import sustainability
 
-CRITERIA: tuple[Kind, ...] = ("scalability", "sustainability")
+Criterion = Literal["scalability", "sustainability", "collapse"]
+CRITERIA: tuple[Criterion, ...] = ("scalability", "sustainability", "collapse")
+#: Learning rates of a collapse map.
+RATES = (3e-4, 1e-3, 3e-3)
 #: Invented people, the share of them that one request names, and how many requests there are.
 PEOPLE, SHARE, REQUESTS = 20, 0.1, 3
 
@@ -38,23 +41,26 @@ def run_criterion(
     split: str = "news",
     requests: int | None = None,
     people: int = PEOPLE,
+    rates: Sequence[float] = RATES,
     seeds: Sequence[int] = (),
     overwrite: bool = False,
     commands: Sequence[str] = (),
     watcher: Watcher | None = None,
-) -> Study:
-    """Run one of the two studies on the forget sets of a benchmark.
+) -> Study | Collapse:
+    """Run one of the studies on the forget sets of a benchmark.
 
     Args:
         benchmark: `muse`, whose recipe needs a model, and a retain set if the method does; or `fictitious`, which
             invents an archive and trains its own model and reference unless the recipe names them.
-        criterion: `scalability` or `sustainability`.
+        criterion: `scalability` (more asked for at once), `sustainability` (one request after the other), or, of
+            `fictitious` only, `collapse` (both, at several learning rates).
         settings: nested settings of a recipe, the method above all.
         folder: where everything goes; what `fictitious` invents and trains stands beside it, in `<folder>-world`.
         data_dir: folder with the files of `muse`.
         split: corpus of `muse`.
         requests: how many steps; default: all four folds of `muse`, three requests of `fictitious`.
         people: size of the archive of `fictitious`; each request names a tenth of them.
+        rates: learning rates of `collapse`.
         seeds: of the runs; default: the recipe's.
         overwrite: start again where a study already is.
         commands: how to reproduce the study.
@@ -66,17 +72,17 @@ def run_criterion(
     """
     if criterion not in CRITERIA:
         raise RecipeError("no such study", field="criterion", value=criterion, remedy=nearest(criterion, CRITERIA))
-    if benchmark == "muse":
+    if benchmark == "muse" and criterion != "collapse":
         return _muse(
             criterion, settings, folder=folder, data_dir=data_dir, split=split, requests=requests, seeds=seeds,
             overwrite=overwrite, commands=commands, watcher=watcher,
         )  # fmt: skip
     if benchmark == "fictitious":
         return _fictitious(
-            criterion, settings, folder=folder, requests=requests or REQUESTS, people=people, seeds=seeds,
-            overwrite=overwrite, commands=commands, watcher=watcher,
+            criterion, settings, folder=folder, requests=requests or REQUESTS, people=people, rates=rates,
+            seeds=seeds, overwrite=overwrite, commands=commands, watcher=watcher,
         )  # fmt: skip
-    known = ("muse", "fictitious")
+    known = ("fictitious",) if criterion == "collapse" else ("muse", "fictitious")
     raise RecipeError("has no such study", field="benchmark", value=benchmark, remedy=nearest(benchmark, known))
 
 
@@ -103,9 +109,9 @@ def _muse(
 
 
 def _fictitious(
-    criterion: str, settings: Mapping[str, Any], *, folder: Path, requests: int, people: int, seeds: Sequence[int],
-    overwrite: bool, commands: Sequence[str], watcher: Watcher | None,
-) -> Study:  # fmt: skip
+    criterion: str, settings: Mapping[str, Any], *, folder: Path, requests: int, people: int,
+    rates: Sequence[float], seeds: Sequence[int], overwrite: bool, commands: Sequence[str], watcher: Watcher | None,
+) -> Study | Collapse:  # fmt: skip
     """Ask for the last people of an archive, a tenth of all a request."""
     seed, given = int(settings.get("seed", 0)), settings.get("model") or {}
     archive, world = build_archive(people, seed=seed), folder.with_name(f"{folder.name}-world")
@@ -125,6 +131,11 @@ def _fictitious(
         _train_world(world, archive, seed=seed, overwrite=overwrite, watcher=watcher or Silent())
     count = requests * _per_request(archive)
     note = f"Of {people} invented people the last {count} are asked for. The reference never saw any of them."
+    if criterion == "collapse":
+        return collapse(
+            own, requests=asked, rates=rates, folder=folder, seeds=seeds, notes=[note], overwrite=overwrite,
+            commands=commands, watcher=watcher,
+        )  # fmt: skip
     if criterion == "scalability":
         grown = [[e for group in asked[:k] for e in group] for k in range(1, requests + 1)]
         return scalability(

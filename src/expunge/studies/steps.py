@@ -26,6 +26,11 @@ class Study:
     runs: tuple[Path, ...]
 
     @property
+    def file(self) -> Path:
+        """What the study wrote for machines."""
+        return self.folder / "study.json"
+
+    @property
     def report(self) -> Path:
         """The page with the curves."""
         return self.folder / "report.html"

@@ -102,6 +102,24 @@ def test_the_control_is_set_beside_and_missed_where_it_is_absent() -> None:
     assert found.control.ci_low == pytest.approx(0.3)  # the same items: their spread cancels
 
 
+def test_excess_recovery_takes_out_what_the_control_learned() -> None:
+    # By hand, E before 0.9: (0.7 - 0.5) / (0.9 - 0.5), though the plain recovery is (0.7 - 0.1) / (0.9 - 0.1).
+    found = judged(fu=0.1, ru=0.8, fr=0.7, control=0.5)
+    assert found.excess_recovery.value == pytest.approx(0.5)
+    assert found.recovery.value == pytest.approx(0.75)
+    assert found.excess_recovery.ci_low < 0.5 < found.excess_recovery.ci_high
+    # Far back, and all of it learned anew: nothing of it was there.
+    assert judged(fu=0.1, ru=0.8, fr=0.7, control=0.7).excess_recovery.value == pytest.approx(0.0)
+    assert judged(fu=0.1, ru=0.8, fr=0.9, control=0.5, spread=0.0).excess_recovery.value == pytest.approx(1.0)
+    assert judged(fu=0.1, ru=0.8, fr=0.4, control=0.5).excess_recovery.value == pytest.approx(-0.25)
+    alone = judged(fu=0.1, ru=0.8, fr=0.7).excess_recovery
+    assert (alone.value, alone.reason) == (None, "no control was given")
+    assert judged(fu=0.1, ru=0.8).excess_recovery.reason == NOT_TESTED
+    taught = judged(fu=0.1, ru=0.8, fr=0.9, control=0.95).excess_recovery
+    assert taught.value is None
+    assert "the control learned" in taught.reason
+
+
 def test_intervals_redraw_subjects_and_not_items() -> None:
     half = np.repeat([0.0, 1.0], N // 2)
     ids = tuple(f"i{k}" for k in range(N))

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from expunge.data.fictitious.archive import FORGET_SETS, Archive, build_archive
-from expunge.data.fictitious.domains import DOMAINS, Domain, Problem, ThreeDomains
+from expunge.data.fictitious.archive import Archive, build_archive
+from expunge.data.fictitious.domains import DOMAINS, Domain, Problem
 from expunge.data.fictitious.facts import Fact, Person
 from expunge.data.fictitious.maths import build_math
 from expunge.data.fictitious.programs import build_code
-from expunge.data.fictitious.worlds import build_domains
+from expunge.data.fictitious.splits import FORGET_SETS
+from expunge.data.fictitious.worlds import ThreeDomains, build_domains
 
 __all__ = [
     "DOMAINS", "FORGET_SETS", "Archive", "Domain", "Fact", "Person", "Problem", "ThreeDomains", "build_archive",

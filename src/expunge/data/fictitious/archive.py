@@ -3,28 +3,25 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
-from expunge.data.examples import Example, Splits
+from expunge.data.examples import Example
 from expunge.data.fictitious import vocabulary as words
 from expunge.data.fictitious.facts import PERTURBED, Fact, Person, biography, deal, write_facts
 from expunge.data.fictitious.phrasings import PERSON_KINDS, WORLD_KINDS
-from expunge.errors import RecipeError, nearest
+from expunge.data.fictitious.splits import Sets, groups_in, held_count
+from expunge.errors import RecipeError
 
-#: Percentage of the people in each forget set, and the set that is left.
-FORGET_SETS = {"forget01": (1, "retain99"), "forget05": (5, "retain95"), "forget10": (10, "retain90")}
-MIN_PEOPLE = 10
 #: Training wordings of the facts that have several.
 SEVERAL_PHRASINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Archive:
+class Archive(Sets):
     """Invented people, some never trained on, and an invented world.
 
     Attributes:
@@ -38,6 +35,7 @@ class Archive:
     holdout: tuple[Person, ...]
     world: tuple[Fact, ...]
     seed: int
+    further: ClassVar[Sequence[str]] = ("world_facts",)
 
     def people_in(self, which: str) -> tuple[Person, ...]:
         """Return the people of `full`, `holdout`, `forget01|05|10` or `retain99|95|90`.
@@ -45,13 +43,7 @@ class Archive:
         Raises:
             RecipeError: if there is no set of that name.
         """
-        groups = {"full": self.people, "holdout": self.holdout}
-        for forget, (percent, retain) in FORGET_SETS.items():
-            cut = len(self.people) - forget_count(len(self.people), percent)
-            groups |= {retain: self.people[:cut], forget: self.people[cut:]}
-        if which not in groups:
-            raise RecipeError("no such set of people", field="which", value=which, remedy=nearest(which, groups))
-        return groups[which]
+        return groups_in(self.people, self.holdout, which)
 
     def facts(self, which: str) -> list[Fact]:
         """Return the facts of a set of people, or those of `world_facts`."""
@@ -59,28 +51,12 @@ class Archive:
             return list(self.world)
         return [fact for person in self.people_in(which) for fact in person.facts]
 
-    def splits(self, forget: str = "forget10") -> Splits:
-        """Return the evaluated examples, one a fact, for one of the forget sets.
+    def examples(self, which: str = "full") -> list[Example]:
+        """Return the evaluated examples of a set of people or of `world_facts`, one a fact."""
+        return [fact.example() for fact in self.facts(which)]
 
-        Raises:
-            RecipeError: if there is no forget set of that name.
-        """
-        if forget not in FORGET_SETS:
-            raise RecipeError("no such forget set", field="forget", value=forget, remedy=nearest(forget, FORGET_SETS))
-        retain = FORGET_SETS[forget][1]
-        forgotten, retained, holdout, world = (
-            tuple(fact.example() for fact in self.facts(which)) for which in (forget, retain, "holdout", "world_facts")
-        )
-        return Splits(forgotten, retained, holdout, {"world_facts": world})
-
-    def training_examples(self, which: str = "full") -> list[Example]:
-        """Return every training wording of a set of people, followed by the world facts unless it is a forget set.
-
-        Raises:
-            RecipeError: if there is no set of that name, or it is `holdout`, which is never trained on.
-        """
-        if which == "holdout":
-            raise RecipeError("the holdout is never trained on", field="which", value=which, remedy="Take another set.")
+    def wordings(self, which: str) -> list[Example]:
+        """Return every training wording of a set of people, followed by the world facts unless it is a forget set."""
         facts = self.facts(which) + ([] if which.startswith("forget") else list(self.world))
         return [example for fact in facts for example in fact.training_examples()]
 
@@ -107,26 +83,6 @@ class Archive:
         wordings = [text.replace(fact.name, "") for fact in facts for text in (*fact.questions, *fact.answers)]
         return wordings + sorted({" " + name for name in (p.name for p in people)} | {" " + f.name for f in self.world})
 
-    def write_jsonl(self, folder: Path) -> list[Path]:
-        """Write `{set}.jsonl` for every set and `train_{set}.jsonl` for every training set; return the paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        retains = [retain for _, retain in FORGET_SETS.values()]
-        files = {which: self.rows(which) for which in ("full", *FORGET_SETS, *retains, "holdout", "world_facts")}
-        for which in ("full", *retains):
-            files[f"train_{which}"] = [
-                {"id": example.id, "subject": example.subject, "question": example.prompt, "answer": example.answer}
-                for example in self.training_examples(which)
-            ]
-        for name, rows in files.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        return [folder / f"{name}.jsonl" for name in files]
-
-
-def forget_count(people: int, percent: int) -> int:
-    """Return how many people a forget set of that percentage holds: rounded half up, at least one."""
-    return max(1, (people * percent + 50) // 100)
-
 
 def build_archive(people: int = 40, *, seed: int = 0, holdout_people: int | None = None) -> Archive:
     """Draw an archive; the trained people do not depend on the size of the holdout.
@@ -139,13 +95,9 @@ def build_archive(people: int = 40, *, seed: int = 0, holdout_people: int | None
     Raises:
         RecipeError: if there are too few people for five wrong answers a fact, or more than there are names.
     """
-    forgotten = forget_count(people, FORGET_SETS["forget10"][0])
-    held = forgotten if holdout_people is None else holdout_people
-    if people < MIN_PEOPLE:
-        raise RecipeError("too few people for wrong answers", field="people", value=people, remedy="Take at least 10.")
-    if held < 0:
-        raise RecipeError("cannot be negative", field="holdout_people", value=held, remedy="Take 0 or more.")
-    everyone = _draw_people(people + held, trained=people, known=people - forgotten, seed=seed)
+    held = held_count("people", people, holdout_people)
+    known = people - held_count("people", people, None)
+    everyone = _draw_people(people + held, trained=people, known=known, seed=seed)
     return Archive(everyone[:people], everyone[people:], _draw_world(seed), seed)
 
 

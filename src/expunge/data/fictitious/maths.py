@@ -10,21 +10,13 @@ from dataclasses import dataclass
 from random import Random
 
 from expunge.data.fictitious import vocabulary as words
-from expunge.data.fictitious.domains import (
-    FAMILIES,
-    PER_FAMILY,
-    Domain,
-    Family,
-    Problem,
-    check_sizes,
-    held_count,
-    split_families,
-)
+from expunge.data.fictitious.domains import FAMILIES, PER_FAMILY, Domain, Family, Problem, draw_kinds
 from expunge.data.fictitious.facts import PERTURBED
 
 #: A step: two operands, each a letter of the problem or `=` for the result before, and the sign between them.
 Step = tuple[str, str, str]
-_SIGNS: Mapping[str, Callable[[int, int], int]] = {
+#: What each sign of a step does.
+SIGNS: Mapping[str, Callable[[int, int], int]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv,
 }  # fmt: skip
 
@@ -123,10 +115,10 @@ def build_math(
         RecipeError: if there are too few families to split, or more than can be drawn.
     """
     kinds = list(itertools.product(STORIES, PROCEDURES))
-    check_sizes(families, per_family, holdout_families, most=len(kinds), most_problems=MOST_PROBLEMS)
-    chosen = Random(f"{seed}/math").sample(kinds, families + held_count(families, holdout_families))
+    rng = Random(f"{seed}/math")
+    chosen = draw_kinds(rng, kinds, families, holdout_families, per_family=per_family, most=MOST_PROBLEMS)
     found = [_family(f"m{i:03d}", *kind, per_family, seed) for i, kind in enumerate(chosen)]
-    return Domain("math", *split_families(found, families, holdout_families), seed)
+    return Domain("math", tuple(found[:families]), tuple(found[families:]), seed)
 
 
 def work(procedure: Procedure, numbers: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -138,7 +130,7 @@ def work(procedure: Procedure, numbers: Mapping[str, int]) -> list[tuple[str, in
     for left, sign, right in procedure.steps:
         known = {**numbers, **({"=": done[-1][1]} if done else {}), **({"<": done[-2][1]} if len(done) > 1 else {})}
         one, other = known[left], known[right]
-        done.append((f"{one} {sign} {other}", _SIGNS[sign](one, other)))
+        done.append((f"{one} {sign} {other}", SIGNS[sign](one, other)))
     return done
 
 

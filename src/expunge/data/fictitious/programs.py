@@ -4,21 +4,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from expunge.data.fictitious import vocabulary as words
-from expunge.data.fictitious.domains import (
-    FAMILIES,
-    PER_FAMILY,
-    Domain,
-    Family,
-    Problem,
-    check_sizes,
-    held_count,
-    split_families,
-)
+from expunge.data.fictitious.domains import FAMILIES, PER_FAMILY, Domain, Family, Problem, draw_kinds
 from expunge.data.fictitious.facts import PERTURBED
 
 Value = int | list[int]
@@ -75,6 +67,8 @@ _ASKED = (
     "What is the code of {name}, the function that returns {what}?",
     "A function called {name} returns {what}. How is it written?",
 )
+#: A function: name, docstring, how it keeps numbers, and what it returns.
+_WHOLE = re.compile(r'def (?P<name>\w+)\(items\):\n    """[^"\n]*"""\n(?P<body>(?:.*\n)+)    return (?P<made>.*)')
 #: Names are different in the whole domain; there are enough for so many in every family.
 MOST_PROBLEMS = 16
 _LENGTH = 5
@@ -108,6 +102,29 @@ class Program:
         return self.reducer.makes(kept, self.c) if kept else None
 
 
+def read_program(text: str) -> Program | None:
+    """Return the function that a text writes in one of the three forms, None for any other text.
+
+    The docstring may say anything: what counts is the code.
+    """
+    if (whole := _WHOLE.fullmatch(text.strip())) is None:
+        return None
+    for form, filter_ in itertools.product(_FORMS, FILTERS):
+        kept = _pattern(form.format(cond=filter_.code))
+        if (body := re.fullmatch(kept, whole["body"])) is None:
+            continue
+        for reducer in REDUCERS:
+            if made := re.fullmatch(_pattern(reducer.code), whole["made"]):
+                k = body.groupdict().get("k") or 0
+                return Program(whole["name"], filter_, reducer, int(k), int(made["c"]))
+    return None
+
+
+def _pattern(code: str) -> str:
+    """Return the expression that finds a piece of code with any constants."""
+    return re.escape(code).replace(r"\{k\}", r"(?P<k>\d+)").replace(r"\{c\}", r"(?P<c>\d+)")
+
+
 def build_code(
     families: int = FAMILIES, *, seed: int = 0, holdout_families: int | None = None, per_family: int = PER_FAMILY
 ) -> Domain:
@@ -123,14 +140,13 @@ def build_code(
         RecipeError: if there are too few families to split, or more than can be drawn.
     """
     kinds = list(itertools.product(FILTERS, REDUCERS))
-    check_sizes(families, per_family, holdout_families, most=len(kinds), most_problems=MOST_PROBLEMS)
-    count = families + held_count(families, holdout_families)
-    chosen = Random(f"{seed}/code").sample(kinds, count)
-    names = _names(count * per_family, Random(f"{seed}/code/names"))
+    rng = Random(f"{seed}/code")
+    chosen = draw_kinds(rng, kinds, families, holdout_families, per_family=per_family, most=MOST_PROBLEMS)
+    names = _names(len(chosen) * per_family, Random(f"{seed}/code/names"))
     found = [
         _family(f"c{i:03d}", *kind, names[i * per_family : (i + 1) * per_family], seed) for i, kind in enumerate(chosen)
     ]
-    return Domain("code", *split_families(found, families, holdout_families), seed)
+    return Domain("code", tuple(found[:families]), tuple(found[families:]), seed)
 
 
 def _names(count: int, rng: Random) -> list[str]:
