@@ -89,7 +89,26 @@ def test_only_what_holds_for_every_method_is_stated() -> None:
     for row in one["rows"]:
         if row["method"] == METHODS[1] and row["kind"] == "mislabel":
             row["seeds"] = entries(0.5, 0.1, 0.6)
-    assert "utility is lower" not in "\n".join(findings(one))
+    assert "utility is lower" not in "\n".join(findings(one)).partition("At the lower rate")[0]
+
+
+def test_what_the_lower_rate_and_the_single_guards_show() -> None:
+    said = "\n".join(findings(document()))
+    assert "which only npo saw, against the clean set without guards, retain items among them (mislabel) 0.2: " in said
+    assert "Overlap detection alone gives back the clean run number for number" in said
+    assert "Wang et al." not in said
+    other = document()
+    for row in other["rows"]:
+        if row["guards"] == "overlap":
+            row["seeds"] = entries(0.5, 0.1, 0.59)
+        if row["kind"] == "mask":
+            row["seeds"] = entries(0.1, 0.1, 0.6)
+        if row["kind"] == "swap" and row["guards"] == "on":
+            row["seeds"] = {seed: {"error": "no item is left"} for seed in SEEDS}
+    said = "\n".join(findings(other))
+    assert "Overlap detection alone" not in said
+    assert "20% is not" in said
+    assert "(swap) 0.5: no clear difference from the clean set; the guards leave nothing to train on." in said
 
 
 def test_the_page_and_its_drawing(tmp_path: Path) -> None:
@@ -100,7 +119,7 @@ def test_the_page_and_its_drawing(tmp_path: Path) -> None:
     page = (tmp_path / "noisy.md").read_text()
     assert not lint(page)
     assert "| retain items among them (mislabel) 0.5 | off | 48 | 0.500 [0.490–0.510]" in page
-    assert "answers exchanged (swap) 0.5, guards on, seed 4: no item is left" in page
+    assert "answers exchanged (swap) 0.5, guards on, seeds 4: no item is left" in page
     assert "| answers exchanged (swap) 0.5 | on | 32 [0–32] | – | – | – |" in page
     tree = ElementTree.fromstring((tmp_path / "noisy.svg").read_text())
     marks = [tip.text or "" for tip in tree.iter("{http://www.w3.org/2000/svg}title")]
