@@ -69,6 +69,21 @@ def test_small_batches_change_no_number(batch_tokens: int) -> None:
     assert max(sizes) <= max(batch_tokens, *(len(item.ids) for item in items))
 
 
+def test_rows_of_a_batch_are_of_similar_length() -> None:
+    draw = random.Random(2)
+    prompts = [tuple(draw.choices(range(3, 97), k=n)) for n in range(8, 40) for _ in range(8)]
+    ends = [tuple(draw.choices(range(3, 97), k=8)) for _ in range(3)]
+    texts = [Encoded(p + a, (IGNORE,) * len(p) + a, False) for p in prompts for a in ends]
+    model, computed = tiny("llama"), list[torch.Tensor]()
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: computed.append(args[0]))  # type: ignore[operator]
+    score(model, texts, pad_id=0)
+    hook.remove()
+    lengths = [ids.shape[1] for ids in computed]
+    assert lengths == sorted(lengths, reverse=True)
+    padding = sum(int((ids == 0).sum()) for ids in computed)
+    assert padding < sum(ids.numel() for ids in computed) / 16
+
+
 def test_materialised_attention_and_adapters_share_too() -> None:
     from peft import LoraConfig, get_peft_model
 

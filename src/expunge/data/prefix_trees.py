@@ -66,8 +66,8 @@ class _Growing:
         """Return the tree."""
         for node in self.path:
             self.end[node] = len(self.ids)
-        whole = [np.array(values, dtype=np.int64) for values in (self.ids, self.depth, self.end)]
-        return PrefixTree(tuple(self.members), *whole, tuple(self.paths))
+        ids, depth, end = (np.array(values, dtype=np.int64) for values in (self.ids, self.depth, self.end))
+        return PrefixTree(tuple(self.members), ids, depth, end, tuple(self.paths))
 
 
 def prefix_trees(

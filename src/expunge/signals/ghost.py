@@ -14,7 +14,7 @@ sequences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -97,6 +97,7 @@ class _Squares:
             int, tuple[Tensor, Tensor]
         ] = {}  # by row: states [N, D], gradients at the row's own ids [N, T]
         self._tied: Tensor | None = None
+        self._grams: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @contextmanager
     def watching(self, model: nn.Module, *, skip: nn.Module) -> Iterator[None]:
@@ -117,13 +118,13 @@ class _Squares:
     def _follow(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if output.requires_grad:
             x, take = args[0].detach(), self.norm if _is_norm(module) else self.linear
-            output.register_hook(lambda g: take(module, x, g))
+            output.register_hook(lambda g: take(module, x, g))  # type: ignore[no-untyped-call]
 
     def linear(self, module: nn.Module, x_BTI: Tensor, g_BTO: Tensor) -> None:
         """Take the weight and the bias of a linear layer."""
         layer, size = cast(Any, module), len(x_BTI)
         x, g = x_BTI.reshape(size, -1, x_BTI.shape[-1]).float(), g_BTO.reshape(size, -1, g_BTO.shape[-1]).float()
-        self._add(layer.weight, _outer(x, g))
+        self._add(layer.weight, _outer(x, g, self._gram))
         if layer.bias is not None:
             self._add(layer.bias, g.sum(1).square().sum(1))
 
@@ -145,7 +146,7 @@ class _Squares:
         if module.padding_idx is not None:
             g = g * (ids_BT != module.padding_idx)[..., None]
         same_BTT = (ids_BT[:, :, None] == ids_BT[:, None, :]).float()
-        square_B = (torch.bmm(g, g.mT) * same_BTT).sum((1, 2))
+        square_B = (_pairs(g) * same_BTT).sum((1, 2))
         if module.weight is self._tied:
             # The head's gradient H and the embedding's E are one: |H + E|^2 = |H|^2 + |E|^2 + 2 <H, E>.
             for row, (states_ND, at_NT) in self._head.items():
@@ -176,6 +177,13 @@ class _Squares:
             self._put(layer.bias, row, total_V.square().sum())
         return torch.cat(by_state)
 
+    def _gram(self, x_BTI: Tensor) -> Tensor:
+        """Return the products of all pairs of tokens, [B, T, T]; layers that read the same states share them."""
+        key = (x_BTI.data_ptr(), x_BTI.shape[2])
+        if key not in self._grams:  # the states are kept with them, so that no other tensor takes their place
+            self._grams[key] = x_BTI, _pairs(x_BTI)
+        return self._grams[key][1]
+
     def _add(self, parameter: Tensor, square_B: Tensor) -> None:
         earlier = self.squares.get(parameter)
         self.squares[parameter] = square_B if earlier is None else earlier + square_B
@@ -198,11 +206,15 @@ def _through(head: Head, states_ND: Tensor, labels_N: Tensor, count: int) -> tup
     return by_state, by_logit.float()
 
 
-def _outer(x_BTI: Tensor, g_BTO: Tensor) -> Tensor:
+def _pairs(x_BTI: Tensor) -> Tensor:
+    return torch.bmm(x_BTI, x_BTI.mT)
+
+
+def _outer(x_BTI: Tensor, g_BTO: Tensor, gram: Callable[[Tensor], Tensor] = _pairs) -> Tensor:
     """Return the squared norm of sum_t g_t x_t^T of each sequence, [B], the way that multiplies less."""
     tokens, inner, outer = x_BTI.shape[1], x_BTI.shape[2], g_BTO.shape[2]
     if tokens * (inner + outer) < inner * outer:
-        return (torch.bmm(x_BTI, x_BTI.mT) * torch.bmm(g_BTO, g_BTO.mT)).sum((1, 2))
+        return (gram(x_BTI) * _pairs(g_BTO)).sum((1, 2))
     return torch.bmm(g_BTO.mT, x_BTI).square().sum((1, 2))
 
 

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.data.batching import length_buckets
 from expunge.data.encoding import IGNORE, Encoded
 from expunge.data.prefix_trees import LARGEST_TREE, PrefixTree
 from expunge.signals.head import Head, TokenFunction, body, over_vocabulary
@@ -149,12 +148,14 @@ def score(
     """
     out: list[TokenScores | None] = [None] * len(items)
     head = Head(model)
+    # Small batches lose nothing on a CPU.
+    enough = 1024 if next(model.parameters()).device.type == "cpu" else batch_tokens // 2
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             trees = trees_of(model, items, max_nodes=min(batch_tokens, LARGEST_TREE))
-            for batch in _batches(trees, batch_tokens):
+            for batch in _batches(trees, batch_tokens, enough):
                 states_BTD = tree_states(model, batch, pad_id)
                 members = [member for tree in batch for member in tree.members]
                 found = _read(head, states_BTD, batch, [items[member] for member in members], stats)
@@ -167,11 +168,21 @@ def score(
     return [entry for entry in out if entry is not None]
 
 
-def _batches(trees: Sequence[PrefixTree], batch_tokens: int) -> list[list[PrefixTree]]:
-    """Return trees of similar size together, longest first; those of one sequence apart, as they need no mask."""
-    out = []
-    for group in ([t for t in trees if len(t.members) > 1], [t for t in trees if len(t.members) == 1]):
-        out += [[group[i] for i in bucket] for bucket in length_buckets([len(t) for t in group], batch_tokens)]
+def _batches(trees: Sequence[PrefixTree], batch_tokens: int, enough: int) -> list[list[PrefixTree]]:
+    """Return trees of similar size together, longest first; those of one sequence apart, as they need no mask.
+
+    A batch of `enough` positions takes no row that would be padded by more than a sixteenth.
+    """
+    out: list[list[PrefixTree]] = []
+    for lone in (False, True):
+        rows, longest = 0, 0
+        for tree in sorted((t for t in trees if (len(t.members) == 1) is lone), key=len, reverse=True):
+            much_shorter = rows * longest >= enough and 16 * len(tree) < 15 * longest
+            if rows == 0 or (rows + 1) * longest > batch_tokens or much_shorter:
+                out.append([])
+                rows, longest = 0, len(tree)
+            out[-1].append(tree)
+            rows += 1
     return sorted(out, key=lambda batch: -len(batch[0]))
 
 
@@ -188,7 +199,7 @@ def _read(
     places, query_N = np.unique(before, return_inverse=True)
     states_QD = states_BTD.flatten(0, 1)[torch.from_numpy(places).to(device)]
     values = label_scores(head, states_QD, query_N, labels_N, stats=stats)
-    return [_scores(piece, stats) for piece in values.split([int(mask.sum()) for mask in wanted])]
+    return [_scores(piece, stats) for piece in torch.split(values, [int(mask.sum()) for mask in wanted])]
 
 
 def _scores(piece: Tensor, stats: bool) -> TokenScores:

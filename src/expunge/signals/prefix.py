@@ -54,12 +54,9 @@ def _rope_types(config: Any) -> set[str]:
 def pair_cost(model: nn.Module) -> float:
     """Return the multiplications of one query with one key, and of its weight with one value, per weight of a block."""
     config: Any = unwrap(model).config
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or _head_width(config))
-    return 2 * width / sum(p.numel() for p in decoder_blocks(model)[0].parameters())
-
-
-def _head_width(config: Any) -> int:
-    return int(config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return float(2 * width / sum(p.numel() for p in decoder_blocks(model)[0].parameters()))
 
 
 def trees_of(model: nn.Module, items: Sequence[Encoded], *, max_nodes: int) -> list[PrefixTree]:

@@ -39,7 +39,7 @@ def label_scores(
     row_N = torch.from_numpy(query_N[order] % size).to(device)
     label_N = torch.from_numpy(labels_N[order]).to(device)
     function, found = statistics if stats else _logp, [states_QD.new_zeros((0, 4 if stats else 1), dtype=torch.float32)]
-    for states_CD, (start, end) in zip(states_QD.split(size), pairwise(cuts), strict=False):
+    for states_CD, (start, end) in zip(torch.split(states_QD, size), pairwise(cuts), strict=False):
         found.append(function(head(states_CD), row_N[start:end], label_N[start:end]))
     joined = torch.cat(found).cpu()
     return torch.empty_like(joined).index_copy_(0, torch.from_numpy(order), joined)
@@ -77,5 +77,5 @@ def _logp(logits_CV: Tensor, row_M: Tensor, label_M: Tensor) -> Tensor:
 
 def _chunk(head: Head, device: torch.device) -> int:
     """Return how many states a chunk has."""
-    vocabulary = head.projection.weight.shape[0]
+    vocabulary: int = head.projection.weight.shape[0]
     return max(_FEWEST, CPU_ELEMENTS // vocabulary) if device.type == "cpu" else max(1, CHUNK_ELEMENTS // vocabulary)
