@@ -40,9 +40,15 @@ def rouge_1(target: str, prediction: str, *, stemmer: bool = True) -> Overlap:
     return _overlap(shared_words(want, got), len(want), len(got))
 
 
-def shared_words(first: Sequence[str], second: Sequence[str]) -> int:
+def shared_words(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     """Return the size of the multiset intersection; it bounds the longest common subsequence from above."""
-    return (Counter(first) & Counter(second)).total()
+    have = _counted(second)
+    return sum(min(count, have[word]) for word, count in _counted(first).items() if word in have)
+
+
+@lru_cache(maxsize=65_536)
+def _counted(said: tuple[str, ...]) -> Counter[str]:
+    return Counter(said)
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
