@@ -130,5 +130,6 @@ def _ends_within(word: str, piece: str) -> bool:
 
 
 def _unfinished(word: str, text: str, place: int) -> bool:
-    """Return whether `word` may still turn out to begin before `place`."""
+    """Return whether `word` may still turn out to begin before `place`; half a character at the end can become any."""
+    text = text.rstrip(_PARTIAL)
     return any(word.startswith(text[start:]) for start in range(max(0, len(text) - len(word) + 1), place))
