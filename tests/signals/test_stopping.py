@@ -51,7 +51,7 @@ def word_piece() -> PreTrainedTokenizerFast:
 
 
 TOKENIZERS = {"byte_level": byte_level(), "metaspace": metaspace(), "word_piece": word_piece()}
-WORDS = ["\n\n", "\nQuestion", "Question:", " ", "e", "ë,", "日", "本.", "it is", "Answer: it", "a", "abab", "ba", ":", "?"]
+WORDS = ["\n\n", "\nQuestion", "Question:", " ", "e", "ë,", "日", "本.", "it is", "Answer: it", "a", "abab", "ba", ":"]
 
 
 def naive_end(tokenizer: PreTrainedTokenizerFast, ids: list[int], stop: list[str]) -> int:
@@ -159,10 +159,11 @@ def machine() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     torch.set_num_threads(1)
     tokenizer = TOKENIZERS["byte_level"]
     model = build_llama(len(tokenizer), hidden_size=32, layers=1, heads=2, context=128)
+    draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+                parameter.normal_(0, 0.3, generator=draws)
     return model, tokenizer
 
 

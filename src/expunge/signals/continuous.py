@@ -32,6 +32,8 @@ MIN_SHARED = 16
 """Shared beginnings shorter than this are computed again; copying them would save less than it costs."""
 _REFILL = 8
 """Waiting prompts come in when one slot in so many is free."""
+_WORTH_A_FORWARD, _PADDING = 512, 0.05
+"""Prompts of other lengths go into another forward once one holds so many tokens and would be so much padding."""
 
 
 @dataclass(slots=True)
@@ -163,7 +165,8 @@ class Slots:
         self._fit(need, rows, max(rows, min(rows + more, batch_tokens // need)))
         sources = _sources(self.rows, new)
         # Those that begin on their own stand first: the others may begin with what these have computed.
-        order = sorted(range(len(new)), key=lambda i: sources[i] is not None)
+        begun_by = [0 if source is None else source[1] for source in sources]
+        order = sorted(range(len(new)), key=lambda i: (sources[i] is not None, begun_by[i] - len(new[i].prompt)))
         self.rows += [new[i] for i in order]
         alone = sum(source is None for source in sources)
         self._feed_prompts(first, [0] * alone)
@@ -202,13 +205,12 @@ class Slots:
             layer.resize(len(self.rows), kept)
 
     def _feed_prompts(self, first: int, begun: Sequence[int]) -> None:
-        """Feed the prompts of the slots from `first` on, from the position that each has `begun` with."""
+        """Feed the prompts of the slots from `first` on, longest first, each from the position it has `begun` with."""
         rows = self.rows[first : first + len(begun)]
         texts = [row.prompt[start:-1] for row, start in zip(rows, begun, strict=True)]
-        width = max(map(len, texts), default=0)
-        if width:
-            padded = [[*text] + [0] * (width - len(text)) for text in texts]
-            self._feed(cast(Any, self._model.base_model), first, padded, begun)
+        for start, end in _alike([len(text) for text in texts]):
+            padded = [[*text] + [0] * (len(texts[start]) - len(text)) for text in texts[start:end]]
+            self._feed(cast(Any, self._model.base_model), first + start, padded, begun[start:end])
 
     def _feed(self, net: Any, first: int, ids: Sequence[Sequence[int]], begun: Sequence[int]) -> Any:
         """Run tokens of some slots, [B, T], through a module, each row from a position of its own on.
@@ -322,6 +324,19 @@ def _next(waiting: deque[Row], busy: Sequence[Row], batch_tokens: int) -> list[R
     if busy and count < min(few, len(waiting)):
         return []
     return [waiting.popleft() for _ in range(count)]
+
+
+def _alike(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return stretches of falling lengths, each big enough to be worth a forward or with little padding; no zeros."""
+    out, start, real = [], 0, 0
+    fed = sum(length > 0 for length in lengths)
+    for i, length in enumerate(lengths[:fed]):
+        padded = lengths[start] * (i - start + 1)
+        if real >= _WORTH_A_FORWARD and real + length < (1 - _PADDING) * padded:
+            out.append((start, i))
+            start, real = i, 0
+        real += length
+    return [*out, (start, fed)] if fed else []
 
 
 def _sources(busy: Sequence[Row], new: Sequence[Row]) -> list[tuple[Row, int] | None]:
