@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from completions_server import serving
+from expunge.api.memory import entry
 from expunge.audit.answers import Wanted, answers_to
 from expunge.audit.collect import collect
 from expunge.audit.config import AuditConfig
@@ -146,6 +147,7 @@ class TestEngine:
         assert (facts["url"], facts["model"], facts["agreement"]) == (server.url, "target", 1.0)
         assert facts["tokens"] > 20
         assert "engine" not in local.meta
+        assert entry(served, {}).meta["engine"] == facts
         assert measurer.key("0", "f") != Measurer(encoder, self.SETS, AuditConfig(max_new_tokens=10), protocol).key(
             "0", "f"
         )
