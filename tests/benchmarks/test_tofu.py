@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 class Forwards:
-    """Counts what enters the body of a model: rows, width, and real tokens of every forward."""
+    """Counts what enters the body of a model: rows and width of every forward."""
 
     def __init__(self, model):
         self.seen = []
@@ -103,8 +103,7 @@ class Forwards:
 
     def _count(self, module, args, kwargs):
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        mask = kwargs.get("attention_mask")
-        self.seen.append((*ids.shape, int(ids.numel() if mask is None else mask.sum())))
+        self.seen.append(tuple(ids.shape))
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +145,13 @@ def test_one_audit_is_one_scoring_pass_and_one_generation_pass(machine, tmp_path
 
     n_scoring = sum(phase == "scoring" for phase, _, _ in phases)
     scoring, generation = forwards.seen[:n_scoring], forwards.seen[n_scoring:]
-    assert sum(rows for rows, _, _ in scoring) == len(pairs)
-    assert sum(tokens for _, _, tokens in scoring) == sum(map(len, pairs))
+    # Answers share the positions of what they begin with: never fewer than there are different beginnings, and
+    # fewer than there are tokens, padding counted.
+    beginnings = {ids[:k] for ids in pairs for k in range(1, len(ids) + 1)}
+    scored = sum(rows * width for rows, width in scoring)
+    assert len(beginnings) <= scored < 0.9 * sum(map(len, pairs))
     # Prompts go in once with little padding, and every token that is wanted takes one position.
-    fed = sum(rows * width for rows, width, _ in generation)
+    fed = sum(rows * width for rows, width in generation)
     assert fed <= 1.2 * sum(map(len, prompts)) + len(prompts) * (config.max_new_tokens - 1)
     counts = records.meta["counts"]
     assert (counts["unique_pairs"], counts["unique_prompts"]) == (len(pairs), len(prompts))
