@@ -14,7 +14,7 @@ sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -55,14 +55,15 @@ def _is_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith(_NORMS) and {"weight"} <= names <= {"weight", "bias"}
 
 
-def squared_norms(model: nn.Module, batch: PaddedBatch) -> Tensor:
+def squared_norms(model: nn.Module, batch: PaddedBatch, *, only: Collection[Tensor] | None = None) -> Tensor:
     """Return the squared gradient norm of each parameter for each sequence's mean loss, [parameters, B], float32.
 
     Args:
         model: one that is `known`, without dropout.
         batch: padded on the right; every row has a label after its first token.
+        only: parameters to measure; default: all. One that the loss does not reach has no row.
     """
-    found = _Squares(batch.input_ids)
+    found = _Squares(batch.input_ids, only)
     with _frozen(model), torch.enable_grad():
         head = Head(model)
         with found.watching(model, skip=head.projection):
@@ -89,7 +90,8 @@ def _states(model: nn.Module, batch: PaddedBatch) -> Tensor:
 class _Squares:
     """Squared norms by parameter, [B] each, gathered while gradients pass by."""
 
-    def __init__(self, ids_BT: Tensor) -> None:
+    def __init__(self, ids_BT: Tensor, only: Collection[Tensor] | None) -> None:
+        self._only = None if only is None else set(only)
         self.squares: dict[Tensor, Tensor] = {}
         self.embedded: list[tuple[nn.Embedding, Tensor, Tensor]] = []
         self._ids_BT = ids_BT
@@ -124,8 +126,9 @@ class _Squares:
         """Take the weight and the bias of a linear layer."""
         layer, size = cast(Any, module), len(x_BTI)
         x, g = x_BTI.reshape(size, -1, x_BTI.shape[-1]).float(), g_BTO.reshape(size, -1, g_BTO.shape[-1]).float()
-        self._add(layer.weight, _outer(x, g, self._gram))
-        if layer.bias is not None:
+        if self._wants(layer.weight):
+            self._add(layer.weight, _outer(x, g, self._gram))
+        if layer.bias is not None and self._wants(layer.bias):
             self._add(layer.bias, g.sum(1).square().sum(1))
 
     def norm(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
@@ -136,12 +139,14 @@ class _Squares:
             one = torch.func.functional_call(module, zeros | {"weight": torch.ones_like(weight)}, (x,))
             unit = (one - torch.func.functional_call(module, zeros, (x,))).float()
         for name, per_token in (("weight", g.float() * unit), ("bias", g.float())):
-            if name in own:
+            if name in own and self._wants(own[name]):
                 shape = own[name].shape
                 self._add(own[name], per_token.reshape(len(g), -1, *shape).sum(1).flatten(1).square().sum(1))
 
     def embedding(self, module: nn.Embedding, ids_BT: Tensor, g_BTD: Tensor) -> None:
         """Take an embedding: only the pairs of positions with the same token count."""
+        if not self._wants(module.weight):
+            return
         g = g_BTD.float() * (float(cast(Any, module).embed_scale) if _is_scaled(module) else 1.0)
         if module.padding_idx is not None:
             g = g * (ids_BT != module.padding_idx)[..., None]
@@ -158,6 +163,7 @@ class _Squares:
         layer = cast(nn.Linear, head.projection)
         size = max(1, CHUNK_ELEMENTS // layer.weight.shape[0])
         starts, x_ND = range(0, len(labels_N), size), states_ND.float()
+        wanted = self._wants(layer.weight)
         by_state, at, total_V = [], [], x_ND.new_zeros(layer.weight.shape[0])
         square, whole_VD = x_ND.new_zeros(()), x_ND.new_zeros(layer.weight.shape if len(starts) > 1 else ())
         for start in starts:
@@ -166,14 +172,15 @@ class _Squares:
             by_state.append(down)
             at.append(g_CV[:, self._ids_BT[row]])
             total_V += g_CV.sum(0)
-            if len(starts) > 1:
+            if len(starts) > 1 and wanted:
                 whole_VD += g_CV.T @ x_CD
-            else:
+            elif wanted:
                 square = _outer(x_CD[None], g_CV[None])[0]
         self._tied = layer.weight
         self._head[row] = x_ND, torch.cat(at)
-        self._put(layer.weight, row, square + whole_VD.square().sum())
-        if layer.bias is not None:
+        if wanted:
+            self._put(layer.weight, row, square + whole_VD.square().sum())
+        if layer.bias is not None and self._wants(layer.bias):
             self._put(layer.bias, row, total_V.square().sum())
         return torch.cat(by_state)
 
@@ -183,6 +190,9 @@ class _Squares:
         if key not in self._grams:  # the states are kept with them, so that no other tensor takes their place
             self._grams[key] = x_BTI, _pairs(x_BTI)
         return self._grams[key][1]
+
+    def _wants(self, parameter: Tensor) -> bool:
+        return self._only is None or parameter in self._only
 
     def _add(self, parameter: Tensor, square_B: Tensor) -> None:
         earlier = self.squares.get(parameter)

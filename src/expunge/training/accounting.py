@@ -12,7 +12,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 from expunge.errors import RecipeError, require
 
@@ -81,8 +82,7 @@ def side_by_side(mechanism: Mechanism, delta: float) -> dict[AccountantName, flo
 
 def _rdp(mechanism: Mechanism, delta: float) -> float:
     require("opacus", "dp")
-    from opacus.accountants.analysis import rdp
-
+    rdp: Any = import_module("opacus.accountants.analysis.rdp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the best order is the largest: the bound holds at every order
         moments = rdp.compute_rdp(
@@ -94,9 +94,7 @@ def _rdp(mechanism: Mechanism, delta: float) -> float:
 
 def _prv(mechanism: Mechanism, delta: float) -> float:
     require("opacus", "dp")
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
+    accountant: Any = import_module("opacus.accountants").PRVAccountant()
     accountant.history = [(mechanism.noise_multiplier, mechanism.rate, mechanism.steps)]
     try:
         with warnings.catch_warnings():
@@ -111,9 +109,8 @@ def _prv(mechanism: Mechanism, delta: float) -> float:
 
 def _pld(mechanism: Mechanism, delta: float) -> float:
     require("dp_accounting", "dp")
-    import dp_accounting
-    from dp_accounting import pld
-
+    dp_accounting: Any = import_module("dp_accounting")
+    pld: Any = import_module("dp_accounting.pld")
     sampled = dp_accounting.PoissonSampledDpEvent(
         mechanism.rate, dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
     )

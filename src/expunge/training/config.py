@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.models.adapters import LoraSettings
 from expunge.optim.config import MaskConfig, OptimizerConfig, ProximalConfig
 from expunge.optim.wrapper_config import WrapperConfig
+from expunge.training.privacy_config import PrivacyConfig, check_private
 
 
 class StopConfig(BaseModel):
@@ -51,12 +52,27 @@ class TrainingConfig(BaseModel):
     lora: LoraSettings | None = Field(None, description="train a LoRA adapter instead of the weights")
     trainable: tuple[str, ...] = Field((), description="regular expressions of parameters that may move; empty: all")
     mask: MaskConfig = Field(default_factory=MaskConfig)
+    privacy: PrivacyConfig | None = Field(
+        None, description="differentially private steps, of `expunge train` only; max_grad_norm is null by default then"
+    )
     proximal_l1: ProximalConfig | None = Field(None, description="make the linear layers sparse while training")
     wrapper: WrapperConfig = Field(default_factory=WrapperConfig)
     stop: StopConfig = Field(default_factory=StopConfig)
     probe_every: int = Field(0, ge=0, description="steps between probes of the likelihoods; 0: once per epoch")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: once per epoch")
     keep_checkpoints: int = Field(1, ge=1, description="checkpoints kept while running")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _noisy_gradients_stay_whole(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("privacy") is not None:
+            return {"max_grad_norm": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _private_as_accounted(self) -> TrainingConfig:
+        check_private(self)
+        return self
 
     @model_validator(mode="after")
     def _lora_or_selection(self) -> TrainingConfig:

@@ -27,6 +27,7 @@ from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
 from expunge.training.precision import autocast_dtype, quiet_dropout
+from expunge.training.private import PrivateStepper
 from expunge.training.rewind import ErrorProbe, Rewinder
 from expunge.training.schedule import learning_rate
 from expunge.training.step import NotFinite, Stepper
@@ -147,7 +148,8 @@ class Trainer:
         if self._masks is not None:
             self._masks.attach(raw)
         scorer, optimizer = self._accelerator.prepare(Scorer(self._model), raw)
-        return Stepper(
+        make = Stepper if self._config.privacy is None else PrivateStepper
+        return make(
             self._task, self._config, scorer=scorer, optimizer=optimizer, raw=raw, accelerator=self._accelerator,
             rule=rule, masks=self._masks, pad_id=self._pad_id, seed=self._seed,
         )  # fmt: skip
