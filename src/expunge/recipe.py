@@ -70,6 +70,13 @@ class Recipe(_Resolved):
             raise ValueError("engine must be left out of a run that changes the model: no server holds the model yet")
         return value
 
+    @field_validator("training")
+    @classmethod
+    def _unlearns_without_noise(cls, value: TrainingConfig) -> TrainingConfig:
+        if value.privacy is not None:
+            raise ValueError("privacy must be left out: private steps are a route of `expunge train`, not a method")
+        return value
+
 
 class TrainRecipe(_Resolved):
     """Plain fine-tuning: how targets and references are made."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expunge.api.job import peak_memory_mb
+from expunge.api.privacy import check_packages, private_task, spent_by
 from expunge.api.workspace import Silent, Watcher, final_dtype, load_data, open_model
 from expunge.audit.document import environment
 from expunge.data.digests import data_digest
@@ -19,6 +20,7 @@ from expunge.recipe import TrainRecipe
 from expunge.runs import RunFolder, check_output, earlier_run, write_text
 from expunge.training.finetune import FineTuneTask
 from expunge.training.loop import Trainer, TrainingResult
+from expunge.training.private_task import PoissonTask
 from expunge.training.probe import LikelihoodProbe
 
 
@@ -53,6 +55,7 @@ def train(
         raise RecipeError(
             "plain training has no forget term", field="data.noise, data.robust", remedy="Use them with `expunge run`"
         )
+    check_packages(recipe.training)
     path = output_dir or Path("runs") / recipe.folder_name
     check_output(path, overwrite=overwrite, resume=resume)
     earlier = earlier_run(path, recipe.hash) if resume else {}
@@ -71,8 +74,14 @@ def train(
         "commands": list(commands),
     })  # fmt: skip
     with folder.recorded():
-        items = [row.encoded for row in encoder.encode_many(examples, where="train")]
-        task = FineTuneTask(items, batch_size=recipe.training.batch_size, seed=recipe.seed)
+        rows = encoder.encode_many(examples, where="train")
+        task: PoissonTask | FineTuneTask
+        if recipe.training.privacy is not None:
+            watch.stage("Finding the noise")
+            task = private_task(rows, examples, recipe.training, recipe.seed)
+        else:
+            items = [row.encoded for row in rows]
+            task = FineTuneTask(items, batch_size=recipe.training.batch_size, seed=recipe.seed)
         changed = choose_parameters(model, recipe.training, recipe.seed)
         probe = LikelihoodProbe(encoder, splits) if splits.forget or splits.retain else None
         trainer = Trainer(
@@ -86,5 +95,6 @@ def train(
             "model": {"path": recipe.model.path, "digest": opened.digest, "result_digest": model_digest(changed)},
             "steps": result.steps, "losses": dict(result.losses), "peak_memory_mb": peak_memory_mb(),
             "stopped": result.stopped,
+            **({"privacy": spent_by(task, rows)} if isinstance(task, PoissonTask) else {}),
         })  # fmt: skip
     return folder.path

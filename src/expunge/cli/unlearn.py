@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from expunge.cli import options as opt
+from expunge.cli.private import privacy_facts
 from expunge.cli.progress import display
 from expunge.cli.streams import err, guarded, interruptible, limit_threads, out, print_json, quiet_libraries
 from expunge.cli.tables import print_facts, print_paths, print_results, print_sentences, print_verdicts
@@ -198,5 +199,5 @@ def _print_training(path: Path, as_json: bool) -> None:
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in info["losses"].items())
     rows = [("steps", str(info["steps"])), ("last loss", losses), ("took", duration(info["seconds"]))]
-    print_facts(out(), rows)
+    print_facts(out(), rows + (privacy_facts(info["privacy"]) if "privacy" in info else []))
     print_paths(out(), {"model": path / "model", "log": path / "metrics.jsonl"})

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from expunge.data.encoding import Encoded
+from expunge.data.encoding import Encoded, EncodedRow
+from expunge.data.examples import Example
 from expunge.errors import InputDataError, RecipeError
 from expunge.signals.likelihood import Scorer, TokenRequest, label_logp
 from expunge.training.accounting import Mechanism, noise_for
@@ -78,6 +79,33 @@ def plan_privacy(config: TrainingConfig, units: Sequence[Sequence[Encoded]]) -> 
         )  # fmt: skip
         mechanism = replace(mechanism, noise_multiplier=sigma)
     return PrivacyPlan(privacy, mechanism, n, expected)
+
+
+def units_of(
+    rows: Sequence[EncodedRow], examples: Sequence[Example], unit: Literal["sequence", "subject"]
+) -> list[list[Encoded]]:
+    """Return the sequences of every unit; subjects in the order in which they come first.
+
+    Args:
+        rows: sequences, each with the position of its example.
+        examples: all of the training set.
+        unit: what the statement shall be about.
+
+    Raises:
+        InputDataError: if the unit is a subject and an example has none.
+    """
+    if unit == "sequence":
+        return [[row.encoded] for row in rows]
+    by_subject: dict[str, list[Encoded]] = {}
+    for row in rows:
+        example = examples[row.index]
+        if not example.subject:
+            raise InputDataError(
+                f"example {example.id!r} has no subject, and the unit of privacy is one", field="data.train",
+                remedy="Give every row a subject, or use training.privacy.unit: sequence",
+            )  # fmt: skip
+        by_subject.setdefault(example.subject, []).append(row.encoded)
+    return list(by_subject.values())
 
 
 class PoissonTask:
