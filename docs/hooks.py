@@ -28,6 +28,7 @@ from expunge.methods.registry import methods
 from expunge.models.adapters import LoraSettings
 from expunge.optim.config import MaskConfig, OptimizerConfig, ProximalConfig
 from expunge.training.config import StopConfig, TrainingConfig
+from expunge.training.privacy_config import PrivacyConfig
 
 MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", flags=re.MULTILINE)
 
@@ -245,6 +246,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "mask settings": lambda: fields(MaskConfig),
     "proximal settings": lambda: fields(ProximalConfig),
     "stop settings": lambda: fields(StopConfig),
+    "privacy settings": lambda: fields(PrivacyConfig),
     "lora settings": lambda: fields(LoraSettings),
     "help": lambda: command("--help"),
 }

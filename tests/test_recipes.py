@@ -13,12 +13,14 @@ import yaml
 
 from expunge.claims import lint
 from expunge.methods.registry import get_method
-from expunge.recipe import Recipe, build_recipe, load_recipe, read_settings
+from expunge.recipe import Recipe, TrainRecipe, build_recipe, load_recipe, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 BASES = sorted((RECIPES / "bases").glob("*.yaml"))
-FILES = sorted(set(RECIPES.rglob("*.yaml")) - set(BASES))
+#: Recipes of `expunge train`, which have no method.
+TRAINED = sorted((RECIPES / "dp").glob("*.yaml"))
+FILES = sorted(set(RECIPES.rglob("*.yaml")) - set(BASES) - set(TRAINED))
 NAMES = [str(path.relative_to(RECIPES)) for path in FILES]
 
 
@@ -50,6 +52,18 @@ def test_it_resolves_and_reads_itself_again(name: str) -> None:
     method = get_method(recipe.method.name)  # type: ignore[attr-defined]
     if "retain" in method.needs(recipe.method, recipe.training):
         assert recipe.data.retain
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_a_training_recipe_resolves_and_reads_itself_again(path: Path) -> None:
+    recipe = TrainRecipe.build(read_settings(path))
+    name = str(path.relative_to(RECIPES))
+    assert recipe.name == name.removesuffix(".yaml").replace("/", "-").replace("_", "-")
+    assert TrainRecipe.build(recipe.to_dict()).hash == recipe.hash
+    assert recipe.data.train
+    assert recipe.training.privacy is not None
+    assert header(name)["Run"] == [f"expunge train recipes/{name}"]
+    assert not lint(path.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", NAMES)
