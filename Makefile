@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-domains collapse-map
+.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-reversal study-domains collapse-map
 
 venv: $(STAMP)
 
@@ -44,6 +44,12 @@ bench: $(STAMP)
 # The same with a tiny model, under a minute; writes nothing.
 bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks run --preset quick
+
+# About twenty minutes on two quiet cores; goes on where it was stopped.
+study-reversal: $(STAMP)
+	$(BIN)/python -m expunge.studies.reversal_study runs/reversal
+	mkdir -p results && cp runs/reversal/reversal.json results/reversal-study.json
+	$(BIN)/python -m expunge.studies.reversal_page results/reversal-study.json docs/hidden-or-removed.md
 
 # About twelve minutes.
 study-domains: $(STAMP)

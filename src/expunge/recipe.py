@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError, field_validator
 
 from expunge.audit.config import AuditConfig
 from expunge.audit.policy import Policy
@@ -62,6 +62,13 @@ class Recipe(_Resolved):
     method: SerializeAsAny[MethodConfig]
     audit: AuditConfig
     policy: Policy
+
+    @field_validator("audit")
+    @classmethod
+    def _writes_its_own_texts(cls, value: AuditConfig) -> AuditConfig:
+        if value.engine is not None:
+            raise ValueError("engine must be left out of a run that changes the model: no server holds the model yet")
+        return value
 
 
 class TrainRecipe(_Resolved):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.audit import answers
 from expunge.audit import collect as room
 from expunge.audit.collect import collect
 from expunge.audit.config import AuditConfig
@@ -56,7 +57,7 @@ def machine():
 def calls(monkeypatch):
     """Count what reaches the model."""
     seen = {"score": [], "generate": []}
-    real = {"score": room.score, "generate": room.generate}
+    real = {"score": room.score, "generate": answers.generate}
 
     def score(model, items, **options):
         seen["score"].append(list(items))
@@ -67,7 +68,7 @@ def calls(monkeypatch):
         return real["generate"](model, tokenizer, prompts, **options)
 
     monkeypatch.setattr(room, "score", score)
-    monkeypatch.setattr(room, "generate", generate)
+    monkeypatch.setattr(answers, "generate", generate)
     return seen
 
 

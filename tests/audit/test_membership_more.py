@@ -80,13 +80,13 @@ def by_variant(records, variant):
 
 
 def test_by_default_no_gradient_is_taken_and_nothing_more_is_scored(machine, more, monkeypatch):
-    calls = {"score": 0, "generate": 0}
-    real = {"score": room.score, "generate": room.generate}
+    calls = {"score": 0, "answers_to": 0}
+    real = {"score": room.score, "answers_to": room.answers_to}
     for name in calls:
         monkeypatch.setattr(room, name, _counting(calls, name, real[name]))
     monkeypatch.setattr(extra, "gradient_norms", lambda *args, **options: pytest.fail("a backward"))
     plain = collect(*machine, SETS, config=CONFIG)
-    assert calls == {"score": 1, "generate": 1}
+    assert calls == {"score": 1, "answers_to": 1}
     assert {item.variant for item in plain.scored} == {"answer"}
     assert {item.prompt_variant for item in plain.generated} == {"question"}
     assert "backwards" not in plain.meta["counts"]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.audit import answers
 from expunge.audit import collect as room
-from expunge.audit.collect import collect, cut_before
+from expunge.audit.collect import collect
 from expunge.audit.config import AuditConfig
 from expunge.audit.metrics import compute_metrics
 from expunge.audit.protocol import Continuation, Protocol
@@ -24,7 +25,7 @@ from expunge.data.examples import Example
 from expunge.errors import InputDataError, RecipeError
 from expunge.models.loading import load_tokenizer
 from expunge.models.tiny import build_llama, build_tokenizer
-from expunge.signals.generation import Generation
+from expunge.signals.stopping import Generation, cut_before
 
 SHARED = Path(__file__).parents[2] / "../shared"
 LOGS, DATA = SHARED / "data/muse_eval_logs/ga_klr", SHARED / "data/muse"
@@ -165,12 +166,13 @@ def test_every_set_is_continued_as_its_protocol_says(machine, monkeypatch):
     encoder = Encoder(tokenizer, template="raw", max_length=128, answer_eos=False)
     asked = []
 
-    def generate(model, tokenizer, prompts, *, max_new_tokens, **options):
-        asked.append((max_new_tokens, [tokenizer.decode(ids) for ids in prompts]))
+    def generate(model, tokenizer, prompts, *, max_new_tokens, stop, **options):
+        texts = [tokenizer.decode(ids) for ids in prompts]
+        asked.extend(zip(texts, max_new_tokens, stop, strict=True))
         ids = tuple(tokenizer(" left\n\n the boat")["input_ids"])
         return [Generation(ids, "left\n\n the boat", False) for _ in prompts]
 
-    monkeypatch.setattr(room, "generate", generate)
+    monkeypatch.setattr(answers, "generate", generate)
     examples = [Example(id=str(i), prompt=p, answer=" the harbour at dawn", kind="completion")
                 for i, p in enumerate(("the boat", "the boat", "a boat"))]  # fmt: skip
     sets = {"verbmem": examples, "knowmem_f": examples[1:], "plain": examples[:1]}
@@ -179,14 +181,15 @@ def test_every_set_is_continued_as_its_protocol_says(machine, monkeypatch):
     records = collect(
         model, encoder, sets, config=AuditConfig(max_new_tokens=4, batch_tokens=500), protocol=protocol
     )  # fmt: skip
-    assert asked == [(9, ["the boat", "a boat"]), (4, ["the boat", "a boat"])]
+    # Each prompt is continued once, for the set that wants most of it, to the end where not all stop alike.
+    assert asked == [("the boat", 9, ()), ("a boat", 9, ())]
     found = {(item.set, item.id): item for item in records.generated}
     three = tokenizer.decode(tokenizer(" the harbour at dawn")["input_ids"][:3])
     assert found["verbmem", "0"].target == three != examples[0].answer
     assert (found["verbmem", "0"].prediction, found["verbmem", "0"].finished) == ("left\n\n the boat", False)
     assert (found["knowmem_f", "2"].prediction, found["knowmem_f", "2"].finished) == ("left", True)
-    assert found["plain", "0"].prediction == "left\n\n the boat"
-    assert records.meta["counts"]["unique_prompts"] == 4
+    assert found["plain", "0"].prediction == "left\n\n the"  # four tokens
+    assert records.meta["counts"]["unique_prompts"] == 2
     assert records.meta["protocol"]["continuations"]["knowmem_f"]["stop"] == ("\n\n",)
 
 

@@ -26,7 +26,7 @@ REFERENCE = "reference"
 _GENERIC = re.compile(
     r"\w*eval_log_aggregated|eval_results|ds_size\d+|records|model|privleak|log|log_scores_only|auc|agg"
 )
-_KEPT = ("source", "format", "notes", "template", "max_length", "dtype", "settings", "counts", "data")
+_KEPT = ("source", "format", "notes", "template", "max_length", "dtype", "settings", "counts", "data", "engine")
 
 
 def audit_records(

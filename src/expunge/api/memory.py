@@ -182,7 +182,7 @@ def entry(records: Records, metrics: Mapping[str, Estimate], *, role: Any = "oth
     """Return a model's entry in the audit document."""
     seconds = sum(records.meta.get("seconds", {}).values())
     made = model_entry(metrics, role=role, seconds=seconds)
-    kept = ("template", "max_length", "dtype", "settings", "counts", "data")
+    kept = ("template", "max_length", "dtype", "settings", "counts", "data", "engine")
     meta = {key: records.meta[key] for key in kept if key in records.meta}
     return made.model_copy(update={"meta": meta, "digest": records.meta.get("model_digest"), "method": method or None})
 

@@ -37,6 +37,8 @@ def is_refusal(prediction: str, refusals: Sequence[str]) -> bool:
     for sentence in refusals:
         want = words(sentence, True)
         needed = REFUSAL_F1 * (len(want) + len(got)) / 2  # F1 = 2 hits / (n + m)
+        if min(len(want), len(got)) < needed:
+            continue
         if want and shared_words(want, got) >= needed and lcs_length(want, got) >= needed:
             return True
     return False

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from expunge.audit.answers import Answers, Wanted, answers_to
 from expunge.audit.config import AuditConfig
 from expunge.audit.document import environment
 from expunge.audit.extra import Measured, Text, measured, norms_of, scores_of_texts, starts
@@ -23,14 +24,12 @@ from expunge.audit.records import GeneratedItem, Records, ScoredItem
 from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoded, Encoder, Variant, ids_hash
 from expunge.data.examples import Example
-from expunge.signals.generation import Generation, generate
 from expunge.signals.gradients import GradientNorm
 from expunge.signals.likelihood import TokenScores, score
+from expunge.signals.stopping import cut_before, decoded, generation
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase (`scoring`, `generation` or `gradients`), how many are done, and how many there are."""
-_Key = tuple[tuple[int, ...], int]
-"""Prompt ids and the most tokens added to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +52,11 @@ class _Start:
 
     pair: _Pair
     prefix: Prefix
-    max_new_tokens: int
 
     @property
-    def key(self) -> _Key:
-        """What makes two generations the same."""
-        return self.prefix.ids, self.max_new_tokens
+    def wanted(self) -> Wanted:
+        """What is asked of the model."""
+        return Wanted(self.prefix.ids, len(self.prefix.target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +71,16 @@ class _Prompt:
     rule: Continuation
 
     @property
-    def key(self) -> _Key:
-        """What makes two generations the same."""
-        return self.ids, self.max_new_tokens
+    def room(self) -> int | None:
+        """Tokens that the protocol leaves beside the prompt; None for no bound."""
+        total = self.rule.max_total_tokens
+        return None if total is None else max(0, total - len(self.ids))
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is asked of the model: one token past the room, which may be the one that ends the text there."""
+        most = self.max_new_tokens if self.room is None else min(self.max_new_tokens, self.room + 1)
+        return Wanted(self.ids, most, self.rule.stop)
 
 
 def collect(
@@ -85,6 +90,7 @@ def collect(
     *,
     config: AuditConfig,
     protocol: Protocol | None = None,
+    name: str = "model",
     progress: Progress | None = None,
 ) -> Records:
     """Measure a model once and return everything the metrics need.
@@ -96,10 +102,12 @@ def collect(
         config: limits, batch size, whether to generate, and what to look at beyond the two passes.
         protocol: tells the forget sets, whose paraphrased questions are continued too; the default reading of the
             set names if not given.
+        name: what a server is asked for that writes the texts, where its settings name no model.
         progress: told after every forward.
 
     Raises:
         InputDataError: if an example does not fit the context (see `Encoder`).
+        RecipeError: if a server that writes the texts cannot be used.
     """
     sets = {name: list(examples)[: config.limit] for name, examples in sets.items()}
     protocol = protocol or default_protocol(sets)
@@ -110,27 +118,30 @@ def collect(
     both = [name for name in (*members, *protocol.sets("holdout")) if name in sets]
     compared = [pair for pair in pairs if pair.variant == "answer" and pair.set in both]
     pairs += _reworded_pairs(sets, both, encoder, config, kept)
-    begun = [_Start(pair, *start) for pair in compared for start in starts(pair.encoded, config, encoder.max_length)]
+    begun = [_Start(pair, prefix) for pair in compared for prefix in starts(pair.encoded, config)]
     started = time.perf_counter()
     scores = _score_once(model, encoder, [pair.encoded for pair in pairs], config, progress)
     scored_at = time.perf_counter()
-    answers = _generate_once(model, encoder, [p.key for p in prompts] + [s.key for s in begun], config, progress)
+    asked: list[_Prompt | _Start] = [*prompts, *begun]
+    counter = partial(_counter, "generation", progress=progress)
+    answers = answers_to(model, encoder, [one.wanted for one in asked], config, name=name, counter=counter)
     seconds = {"scoring": scored_at - started, "generation": time.perf_counter() - scored_at}
-    counts = _counts(pairs, [*prompts, *begun], scores, answers)
+    counts = _counts(pairs, asked, scores, answers)
     norms: dict[Encoded, GradientNorm] = {}
     if config.gradient_norm:
         began = time.perf_counter()
         norms = norms_of(model, [pair.encoded for pair in compared], partial(_counter, progress=progress))
         seconds["gradients"], counts["backwards"] = time.perf_counter() - began, len(norms)
+    made = {"engine": dict(answers.engine)} if answers.engine else {}
     texts = scores_of_texts([_text(pair, pair.set in members) for pair in compared])
     more = {id(pair): measured(pair.encoded, text, norms) for pair, text in zip(compared, texts, strict=True)}
     return Records(
         scored=[_scored_item(pair, scores[pair.encoded], more.get(id(pair), Measured())) for pair in pairs],
         generated=[
-            *(_generated_item(prompt, answers[prompt.key], encoder) for prompt in prompts),
-            *(_continued_item(start, answers[start.key], encoder) for start in begun),
+            *(_generated_item(prompt, answers) for prompt in prompts),
+            *(_continued_item(start, answers) for start in begun),
         ],
-        meta=_meta(model, encoder, sets, config, protocol) | {"counts": counts, "seconds": seconds},
+        meta=_meta(model, encoder, sets, config, protocol) | made | {"counts": counts, "seconds": seconds},
     )
 
 
@@ -175,7 +186,7 @@ def _encoded(name: str, wanted: Sequence[tuple[str, int, Variant]], encoder: Enc
         if example.kind == "text":
             # Chunks of one text are not independent: without a subject the text itself is the cluster.
             own, subject = f"{example.id}#{row.chunk}", example.subject or example.id
-            text = _decoded(encoder, row.encoded.ids)
+            text = decoded(encoder.tokenizer, row.encoded.ids)
         out.append(_Pair(name, own, subject, kind, number, row.encoded, text, example.prompt))
     return out
 
@@ -227,26 +238,6 @@ def _score_once(
     return dict(zip(unique, found, strict=True))
 
 
-def _generate_once(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    prompts: Sequence[_Key],
-    config: AuditConfig,
-    progress: Progress | None,
-) -> dict[_Key, Generation]:
-    """Return the generation of every different (prompt, length); prompts of one length share their batches."""
-    unique = list(dict.fromkeys(prompts))
-    done = _counter("generation", len(unique), progress)
-    out: dict[_Key, Generation] = {}
-    for most in dict.fromkeys(length for _, length in unique):
-        same = [ids for ids, length in unique if length == most]
-        found = generate(
-            model, encoder.tokenizer, same, max_new_tokens=most, batch_tokens=config.batch_tokens, progress=done
-        )
-        out |= {(ids, most): answer for ids, answer in zip(same, found, strict=True)}
-    return out
-
-
 def _counter(phase: str, total: int, progress: Progress | None) -> Callable[[int], None] | None:
     """Return a callback for batch sizes that reports running totals."""
     if progress is None:
@@ -286,75 +277,64 @@ def _text(pair: _Pair, forget: bool) -> Text:
     return Text(f"{pair.prompt}\n{pair.text}", forget, pair.subject or f"{pair.set}/{pair.id}")
 
 
-def _continued_item(start: _Start, answer: Generation, encoder: Encoder) -> GeneratedItem:
+def _continued_item(start: _Start, answers: Answers) -> GeneratedItem:
     pair, target = start.pair, start.prefix.target
-    ids = answer.ids[: len(target)]
+    answer = answers.of(start.wanted)
     return GeneratedItem(
         set=pair.set,
         id=pair.id,
         subject=pair.subject,
         prompt_variant="prefix",
-        prediction=_decoded(encoder, ids).strip(),
-        target=_decoded(encoder, target).strip(),
-        n_tokens=len(ids),
-        finished=answer.finished and len(answer.ids) <= len(target),
-        ids=ids,
+        prediction=answer.text,
+        target=decoded(answers.encoder.tokenizer, target).strip(),
+        n_tokens=len(answer.ids),
+        finished=answer.finished,
+        ids=answer.ids,
         target_ids=target,
     )
 
 
-def _generated_item(prompt: _Prompt, answer: Generation, encoder: Encoder) -> GeneratedItem:
-    said, stopped = answer.text, False
-    room = None if prompt.rule.max_total_tokens is None else max(0, prompt.rule.max_total_tokens - len(prompt.ids))
-    if room is not None and room < len(answer.ids):
-        # Greedy tokens do not depend on how many follow, so cutting is the same as having stopped there.
-        answer = Generation(answer.ids[:room], _decoded(encoder, answer.ids[:room]), finished=False)
-        said = answer.text
+def _generated_item(prompt: _Prompt, answers: Answers) -> GeneratedItem:
+    answer, stopped = answers.of(prompt.wanted), False
+    if prompt.room is not None and prompt.room < len(answer.ids):
+        answer = generation(answers.encoder.tokenizer, answer.ids[: prompt.room], finished=False)
+    said = answer.text
     if prompt.rule.stop:
         # From the ids: white space at the start of the text can be part of a stop string.
-        said, stopped = cut_before(_decoded(encoder, answer.ids), prompt.rule.stop)
+        said, stopped = cut_before(decoded(answers.encoder.tokenizer, answer.ids), prompt.rule.stop)
     return GeneratedItem(
         set=prompt.set,
         id=prompt.example.id,
         subject=prompt.example.subject,
         prompt_variant=prompt.prompt_variant,
         prediction=said.strip(),
-        target=_cut_target(prompt.example.answer, prompt.rule.target_tokens, encoder),
+        target=_cut_target(prompt.example.answer, prompt.rule.target_tokens, answers.encoder),
         n_tokens=len(answer.ids),
         finished=answer.finished or stopped,
     )
 
 
-def cut_before(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """Return the text before the first of the stop strings, and whether there was one."""
-    ends = [place for word in stop if (place := text.find(word)) >= 0]
-    return text[: min(ends, default=len(text))], bool(ends)
-
-
 def _cut_target(answer: str, tokens: int | None, encoder: Encoder) -> str:
     """Return the answer as far as its first token ids reach, counting those the tokenizer adds itself."""
-    return answer if tokens is None else _decoded(encoder, encoder.tokenizer(answer)["input_ids"][:tokens])
-
-
-def _decoded(encoder: Encoder, ids: Sequence[int]) -> str:
-    return str(encoder.tokenizer.decode(list(ids), skip_special_tokens=True))
+    tokenizer = encoder.tokenizer
+    return answer if tokens is None else decoded(tokenizer, tokenizer(answer)["input_ids"][:tokens])
 
 
 def _counts(
     pairs: Sequence[_Pair],
     prompts: Sequence[_Prompt | _Start],
     scores: Mapping[Encoded, TokenScores],
-    answers: Mapping[_Key, Generation],
+    answers: Answers,
 ) -> dict[str, int]:
     """Return the work done; `forwards` counts sequences passed through the model, a generation as one."""
     return {
         "pairs": len(pairs),
         "unique_pairs": len(scores),
         "prompts": len(prompts),
-        "unique_prompts": len(answers),
+        "unique_prompts": len(answers.found),
         "scored_tokens": sum(len(found.logp) for found in scores.values()),
-        "generated_tokens": sum(len(found.ids) for found in answers.values()),
-        "forwards": len(scores) + len(answers),
+        "generated_tokens": sum(len(found.ids) for found in answers.found.values()),
+        "forwards": len(scores) + len(answers.found),
     }
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from expunge.signals.engine import EngineConfig
+
 Compat = Literal["fixed", "paper", "locuslab", "openunlearning", "muse"]
 
 
@@ -31,6 +33,9 @@ class AuditConfig(BaseModel):
     privleak_k: float = Field(0.4, gt=0.0, le=1.0, description="Share of tokens in PrivLeak; MUSE defines it at 0.4.")
     generate: bool = Field(True, description="Generate answers; without them there is no ROUGE and no refusal rate.")
     max_new_tokens: int = Field(64, ge=1, description="Longest generation, in tokens.")
+    engine: EngineConfig | None = Field(
+        None, description="Server that generates the answers instead of the local model; see `EngineConfig`."
+    )
     batch_tokens: int = Field(8192, ge=1, description="Tokens per forward pass, padding included.")
     lowercase: bool = Field(False, description="Score lowercased answers too, for the lowercase membership attack.")
     gradient_norm: bool = Field(

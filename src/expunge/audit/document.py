@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

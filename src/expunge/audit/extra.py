@@ -18,9 +18,6 @@ from expunge.signals.gradients import GradientNorm, gradient_norms
 Counter = Callable[[str, int], Callable[[int], None] | None]
 """From a phase and its total: what is told after each piece of work, if anything."""
 
-_STEP = 8
-"""Lengths of continuations are rounded up to multiples of this, so that prompts of similar length share batches."""
-
 
 class Text(NamedTuple):
     """A prompt with its answer: of the forget set or not, and what it must not be split from."""
@@ -73,11 +70,6 @@ def measured(item: Encoded, text_score: float | None, norms: Mapping[Encoded, Gr
     return Measured(text_score, None if whole is None else whole.total, None if cut is None else cut.tensor_mean)
 
 
-def starts(item: Encoded, config: AuditConfig, max_length: int) -> list[tuple[Prefix, int]]:
-    """Return the prefixes of an answer to continue, each with the most tokens to add."""
-    found = prefixes(item, config.extraction_length, config.extraction_prefixes, longest=config.max_new_tokens)
-    return [(prefix, _length(len(prefix.target), max_length - len(prefix.ids))) for prefix in found]
-
-
-def _length(wanted: int, room: int) -> int:
-    return max(wanted, min(-(-wanted // _STEP) * _STEP, room))
+def starts(item: Encoded, config: AuditConfig) -> list[Prefix]:
+    """Return the prefixes of an answer to continue, each as far as what truly follows it."""
+    return prefixes(item, config.extraction_length, config.extraction_prefixes, longest=config.max_new_tokens)

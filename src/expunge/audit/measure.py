@@ -56,6 +56,8 @@ class Measurer:
     def key(self, model_digest: str, dtype: str) -> str:
         """Return the digest of model, data and settings under which records are kept."""
         asked = {name: self.config.model_dump(mode="json")[name] for name in _ASKED}
+        if self.config.engine is not None:
+            asked["engine"] = self.config.engine.model_dump(mode="json")
         asked["seed"] = self.config.seed if self.config.neighbours else 0  # nothing else that is asked depends on it
         data = {name: data_digest(examples) for name, examples in self.sets.items()}
         data |= {name: questions.digest() for name, questions in self.questions.items()}
@@ -71,8 +73,9 @@ class Measurer:
             for found in sorted(self.folder.glob(f"*-{key[:16]}")):
                 return read_records(found)
         records = collect(
-            model, self.encoder, self.sets, config=self.config, protocol=self.protocol, progress=self.progress
-        )
+            model, self.encoder, self.sets, config=self.config, protocol=self.protocol, name=name,
+            progress=self.progress,
+        )  # fmt: skip
         if self.questions:
             records = with_choices(
                 records, model, self.encoder, self.questions, limit=self.config.limit,

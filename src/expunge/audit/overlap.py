@@ -7,13 +7,16 @@ An empty prediction or target scores 0. Source: Lin, "ROUGE: A Package for Autom
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from expunge.audit.columns import Column, View, column
+from expunge.audit.stemming import stem
+
+_WORD = re.compile("[a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,15 @@ def rouge_1(target: str, prediction: str, *, stemmer: bool = True) -> Overlap:
     return _overlap(shared_words(want, got), len(want), len(got))
 
 
-def shared_words(first: Sequence[str], second: Sequence[str]) -> int:
+def shared_words(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     """Return the size of the multiset intersection; it bounds the longest common subsequence from above."""
-    return (Counter(first) & Counter(second)).total()
+    have = _counted(second)
+    return sum(min(count, have[word]) for word, count in _counted(first).items() if word in have)
+
+
+@lru_cache(maxsize=65_536)
+def _counted(said: tuple[str, ...]) -> Counter[str]:
+    return Counter(said)
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
@@ -61,7 +70,8 @@ def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
 @lru_cache(maxsize=65_536)
 def words(text: str, stemmer: bool) -> tuple[str, ...]:
     """Return the words of a text as `rouge_score` splits them."""
-    return tuple(_tokenizer(stemmer).tokenize(text))
+    found = _WORD.findall(text.lower())
+    return tuple(stem(word) if len(word) > 3 else word for word in found) if stemmer else tuple(found)
 
 
 def rouge_column(view: View, name: str, kind: str, *, prompt: str = "question", stemmer: bool = True) -> Column:
@@ -77,13 +87,6 @@ def rouge_column(view: View, name: str, kind: str, *, prompt: str = "question", 
     score = rouge_1 if kind == "rouge_1" else rouge_l
     overlaps = ((item, score(item.target, item.prediction, stemmer=stemmer)) for item in view.generated(name, prompt))
     return column(((item, o.f1 if kind == "rouge_l_f1" else o.recall) for item, o in overlaps), kind)
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(stemmer: bool) -> Any:
-    from rouge_score.tokenizers import DefaultTokenizer
-
-    return DefaultTokenizer(use_stemmer=stemmer)
 
 
 def _overlap(hits: int, n_target: int, n_prediction: int) -> Overlap:

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.data.batching import length_buckets, pad
 from expunge.data.encoding import IGNORE, Encoded
+from expunge.data.prefix_trees import LARGEST_TREE, PrefixTree
 from expunge.signals.head import Head, TokenFunction, body, over_vocabulary
+from expunge.signals.prefix import tree_states, trees_of
+from expunge.signals.sweep import label_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +53,6 @@ class TokenValues:
 def label_logp(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     """Return log p(label) per position, [C], nats, float32."""
     return logits_CV.gather(1, labels_C[:, None]).squeeze(1) - torch.logsumexp(logits_CV, dim=1)
-
-
-def label_statistics(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Return [C, 4]: log p(label), 1 if the arg max is the label, and mean and variance of log p_v under p.
-
-    Source: Min-K%++ (Zhang et al., 2024, arXiv:2404.02936), section 3, for the mean and variance.
-    """
-    logp_CV = torch.log_softmax(logits_CV, dim=1)
-    p_CV = logp_CV.exp()
-    mean_C = (p_CV * logp_CV).sum(1)
-    variance_C = (p_CV * (logp_CV - mean_C[:, None]) ** 2).sum(1)
-    label_C = logp_CV.gather(1, labels_C[:, None]).squeeze(1)
-    hit_C = (logp_CV.argmax(1) == labels_C).float()
-    return torch.stack([label_C, hit_C, mean_C, variance_C], dim=1)
 
 
 class Reading(ABC):
@@ -142,44 +130,81 @@ def score(
     stats: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> list[TokenScores]:
-    """Score every sequence once, longest first, in batches of at most `batch_tokens` positions.
+    """Score every sequence once, longest rows first, in batches of at most `batch_tokens` positions.
+
+    Sequences that start alike, such as several answers to one prompt, share the row and the work of what they have in
+    common, where the model allows it (`signals.prefix.longest_shared`); the numbers are those of each alone.
 
     Args:
         model: a causal language model, with or without adapters; put into eval mode for the pass.
         items: encoded sequences.
         pad_id: id used to pad.
-        batch_tokens: positions per forward, padding included.
+        batch_tokens: positions per forward, shared ones counted once, padding included.
         stats: also take arg max hits and the moments of log p in the same sweep over the vocabulary.
         progress: called with the number of sequences done after each forward.
 
     Returns:
         One `TokenScores` per item, in the order given.
     """
-    function = label_statistics if stats else label_logp
     out: list[TokenScores | None] = [None] * len(items)
-    scorer = Scorer(model)
-    device = next(model.parameters()).device
+    head = Head(model)
+    # Small batches lose nothing on a CPU.
+    enough = 1024 if next(model.parameters()).device.type == "cpu" else batch_tokens // 2
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for bucket in length_buckets([len(item.ids) for item in items], max_tokens=batch_tokens):
-                batch = pad([items[i] for i in bucket], pad_id).to(device)
-                rows = torch.arange(len(bucket), device=device)
-                request = TokenRequest(function, rows)
-                answer = scorer(batch.input_ids, batch.attention_mask, batch.labels, [request])[0]
-                for i, piece in zip(bucket, answer.values.cpu().split(answer.lengths.tolist()), strict=True):
-                    out[i] = _scores(piece, stats)
+            trees = trees_of(model, items, max_nodes=min(batch_tokens, LARGEST_TREE))
+            for batch in _batches(trees, batch_tokens, enough):
+                states_BTD = tree_states(model, batch, pad_id)
+                members = [member for tree in batch for member in tree.members]
+                found = _read(head, states_BTD, batch, [items[member] for member in members], stats)
+                for member, scores in zip(members, found, strict=True):
+                    out[member] = scores
                 if progress is not None:
-                    progress(len(bucket))
+                    progress(len(members))
     finally:
         model.train(was_training)
     return [entry for entry in out if entry is not None]
 
 
+def _batches(trees: Sequence[PrefixTree], batch_tokens: int, enough: int) -> list[list[PrefixTree]]:
+    """Return trees of similar size together, longest first; those of one sequence apart, as they need no mask.
+
+    A batch of `enough` positions takes no row that would be padded by more than a sixteenth.
+    """
+    out: list[list[PrefixTree]] = []
+    for lone in (False, True):
+        rows, longest = 0, 0
+        for tree in sorted((t for t in trees if (len(t.members) == 1) is lone), key=len, reverse=True):
+            much_shorter = rows * longest >= enough and 16 * len(tree) < 15 * longest
+            if rows == 0 or (rows + 1) * longest > batch_tokens or much_shorter:
+                out.append([])
+                rows, longest = 0, len(tree)
+            out[-1].append(tree)
+            rows += 1
+    return sorted(out, key=lambda batch: -len(batch[0]))
+
+
+def _read(
+    head: Head, states_BTD: Tensor, trees: Sequence[PrefixTree], items: Sequence[Encoded], stats: bool
+) -> list[TokenScores]:
+    """Return the scores of the members of a batch of trees, in order; each state is read once, however much follows."""
+    width, device = states_BTD.shape[1], states_BTD.device
+    paths = [row * width + path for row, tree in enumerate(trees) for path in tree.paths]
+    labels = [np.array(item.labels[1:], dtype=np.int64) for item in items]
+    wanted = [values != IGNORE for values in labels]
+    before = np.concatenate([path[:-1][mask] for path, mask in zip(paths, wanted, strict=True)])
+    labels_N = np.concatenate([values[mask] for values, mask in zip(labels, wanted, strict=True)])
+    places, query_N = np.unique(before, return_inverse=True)
+    states_QD = states_BTD.flatten(0, 1)[torch.from_numpy(places).to(device)]
+    values = label_scores(head, states_QD, query_N, labels_N, stats=stats)
+    return [_scores(piece, stats) for piece in torch.split(values, [int(mask.sum()) for mask in wanted])]
+
+
 def _scores(piece: Tensor, stats: bool) -> TokenScores:
+    columns = piece.numpy()
     if not stats:
         empty = np.zeros(0, dtype=np.float32)
-        return TokenScores(piece.numpy().astype(np.float32), empty.astype(np.bool_), empty, empty)
-    columns = piece.numpy().astype(np.float32)
+        return TokenScores(columns[:, 0], empty.astype(np.bool_), empty, empty)
     return TokenScores(columns[:, 0], columns[:, 1] > 0.5, columns[:, 2], columns[:, 3])

@@ -63,8 +63,9 @@ def regimes(document: Document) -> list[str]:
         f"the retain set. Reversible: at most {levels['residue']:g} of the loss is left. The thresholds are ours; "
         "undecided is where an interval spans its threshold. *Recovery* is the share of the loss that came back. "
         "*Excess recovery* takes out what the same training teaches a model that never knew: 0 as far as the "
-        "reference, 1 back at the target. Related facts also cost: of its own extraction strength the target itself keeps "
-        f"{_target_keeps(document)} after them, so that what is short of 1 there is not all due to unlearning.", "",
+        "reference, 1 back at the target. Related facts also cost: of its own extraction strength the target itself "
+        f"keeps {_target_keeps(document)} after them, so that what is short of 1 there is not all due to unlearning.",
+        "",
         *table(["model", "relearned on", "regime, by archive", "lost", "lost on retain", "recovery", "excess recovery"],
                body),
     ]  # fmt: skip
@@ -138,8 +139,8 @@ def _probe(document: Document) -> list[str]:
         head += (
             "**Not informative here**: on the target itself, which knows every answer, the probe does not beat its "
             "control task (the same states, random labels) with its whole interval on at least "
-            f"{document['rule']['seeds']} archives. Its numbers for a method say nothing; they are printed so that this "
-            "can be seen."
+            f"{document['rule']['seeds']} archives. Its numbers for a method say nothing; they are printed so that "
+            "this can be seen."
         )
     return [head, "", *table(["model", "accuracy, by archive", "selectivity (minus random labels)"], rows)]
 
