@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from expunge.data.batching import length_buckets, pad
 from expunge.data.encoding import Encoded
-from expunge.signals.head import body, decoder_blocks
+from expunge.signals.head import body, decoder_blocks, run_body, unwrap
 from expunge.signals.likelihood import Reading
+from expunge.signals.packing import packing_of
 
 
 def hidden_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, layer: int) -> Tensor:
@@ -65,17 +66,18 @@ def block_outputs(
     if (start_BTD is None) != (first == 0):
         raise ValueError(f"states to start from must be given if and only if first is above 0, got first={first}")
     found: dict[int, Tensor] = {}
+    packing = packing_of(unwrap(model).config, attention_mask_BT)
     with ExitStack() as stack:
         for block in blocks[:first]:
             stack.enter_context(_skipped(block))
         if start_BTD is not None:
-            stack.enter_context(_started(blocks[first], start_BTD))
+            stack.enter_context(_started(blocks[first], start_BTD if packing is None else packing.pack(start_BTD)))
         for layer in layers:
             stack.enter_context(_kept(blocks[layer], layer, found))
         if max(layers) + 1 < len(blocks):
             stack.enter_context(_left(blocks[max(layers) + 1]))
-        body(model, input_ids_BT, attention_mask_BT)
-    return found
+        run_body(model, input_ids_BT, attention_mask_BT, packing)
+    return found if packing is None else {layer: packing.unpack(states) for layer, states in found.items()}
 
 
 def final_states(model: nn.Module, states_BTD: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from expunge.data.batching import length_buckets, pad
 from expunge.data.encoding import IGNORE, Encoded
+from expunge.signals.fused import LabelLogp
 from expunge.signals.head import Head, TokenFunction, body, over_vocabulary
 
 
@@ -48,9 +49,8 @@ class TokenValues:
         return torch.zeros_like(self.lengths, dtype=self.values.dtype).index_add(0, self.row, self.values)
 
 
-def label_logp(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Return log p(label) per position, [C], nats, float32."""
-    return logits_CV.gather(1, labels_C[:, None]).squeeze(1) - torch.logsumexp(logits_CV, dim=1)
+#: log p(label) per position from logits [C, V] and labels [C]: [C], nats, float32.
+label_logp = LabelLogp()
 
 
 def label_statistics(logits_CV: Tensor, labels_C: Tensor) -> Tensor:

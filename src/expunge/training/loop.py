@@ -20,8 +20,9 @@ from expunge.optim.masks import WeightMasks
 from expunge.optim.proximal import ProximalL1, l1_weight
 from expunge.optim.rules import GradientRule
 from expunge.optim.scores import linear_weights
-from expunge.signals.head import output_head
+from expunge.signals.head import output_head, unwrap
 from expunge.signals.likelihood import Scorer
+from expunge.signals.packing import packed
 from expunge.training.callbacks import Callback, JsonlLog, Probe, StepInfo, StopRule
 from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from expunge.training.config import TrainingConfig
@@ -115,6 +116,10 @@ class Trainer:
             TrainingDiverged: if a loss stops being finite; the model is put back to the last good checkpoint.
             Interrupted: if the user interrupted; a checkpoint is saved first.
         """
+        with packed(unwrap(self._model)):
+            return self._run(resume=resume)
+
+    def _run(self, *, resume: bool) -> TrainingResult:
         config, task = self._config, self._task
         task.prepare(self._model)
         if config.gradient_checkpointing:
