@@ -398,7 +398,7 @@ def test_stored_states_come_back_from_disk_and_only_for_the_same_model(
     with torch.no_grad():
         h = target(torch.tensor([items[2].ids]), output_hidden_states=True).hidden_states[1][0]
     torch.testing.assert_close(again.get(0, items[2]), h, atol=1e-5, rtol=1e-4)
-    assert again.padded(0, items).shape[:2] == (len(items), max(len(item.ids) for item in items))
+    assert again.padded(0, [item.ids for item in items]).shape[:2] == (len(items), max(len(item.ids) for item in items))
 
 
 def test_states_move_where_they_are_sent_and_retain_states_stay(

@@ -79,11 +79,16 @@ class Scorer(nn.Module):
     """A causal language model seen through its likelihood.
 
     All requests are answered inside one `forward`, so that wrappers for distributed training see one ordinary module.
+
+    Args:
+        model: a causal language model.
+        body: what gives its last hidden states, called as `signals.head.body` is.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, body: Callable[[nn.Module, Tensor, Tensor], Tensor] = body) -> None:
         super().__init__()
         self.model = model
+        self._body = body
         # The head shares its projection with the model; a plain list keeps it from being registered twice.
         self._head = [Head(model)]
 
@@ -100,7 +105,7 @@ class Scorer(nn.Module):
         """
         if isinstance(requests, Reading):
             return requests.read(self.model, input_ids, attention_mask)
-        hidden_BTD = body(self.model, input_ids, attention_mask)
+        hidden_BTD = self._body(self.model, input_ids, attention_mask)
         return [self._answer(hidden_BTD, labels, request) for request in requests]
 
     def _answer(self, hidden_BTD: Tensor, labels_BT: Tensor, request: TokenRequest) -> TokenValues:

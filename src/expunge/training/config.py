@@ -50,6 +50,10 @@ class TrainingConfig(BaseModel):
     )
     dropout: bool = Field(False, description="keep the model's own dropout active while training")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    cache_mb: int = Field(
+        2048, ge=0, description="hidden states below the lowest weight that moves are computed once; those that take "
+        "more memory than this, MiB, are mapped from a file in the run folder",
+    )  # fmt: skip
     lora: LoraSettings | None = Field(None, description="train a LoRA adapter instead of the weights")
     trainable: tuple[str, ...] = Field((), description="regular expressions of parameters that may move; empty: all")
     mask: MaskConfig = Field(default_factory=MaskConfig)

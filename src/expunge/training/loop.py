@@ -28,6 +28,7 @@ from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
 from expunge.training.precision import autocast_dtype, quiet_dropout
+from expunge.training.prefix import FrozenPrefix, first_moving_block, sequences_of
 from expunge.training.rewind import ErrorProbe, Rewinder
 from expunge.training.schedule import learning_rate
 from expunge.training.step import NotFinite, Stepper
@@ -136,7 +137,7 @@ class Trainer:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._callbacks.append(JsonlLog(self._folder / "metrics.jsonl", start_step=self._step))
-        stepper = self._stepper(optimizer, rule)
+        stepper = self._stepper(optimizer, rule, total)
         with catch_interrupt() as flag, quiet_dropout(self._model, keep=config.dropout):
             result = self._loop(stepper, optimizer, total, ends, flag)
         if self._rewinder is not None:
@@ -145,13 +146,23 @@ class Trainer:
             self._save(optimizer, rule)
         return result
 
-    def _stepper(self, raw: torch.optim.Optimizer, rule: GradientRule) -> Stepper:
+    def _scorer(self, total: int) -> Scorer:
+        config, model = self._config, self._model
+        first = first_moving_block(model, config)
+        if first == 0:
+            return Scorer(model)
+        items = list(sequences_of(self._task, epochs=config.epochs, steps=total))
+        folder = None if self._folder is None else self._folder / "cache"
+        prefix = FrozenPrefix(model, first, items, pad_id=self._pad_id, folder=folder, memory_mb=config.cache_mb)
+        return Scorer(model, prefix)
+
+    def _stepper(self, raw: torch.optim.Optimizer, rule: GradientRule, total: int) -> Stepper:
         # Hooks run in the order they were registered: the masks undo whatever else moved a weight that stays.
         if self._proximal is not None:
             self._proximal.attach(raw)
         if self._masks is not None:
             self._masks.attach(raw)
-        scorer, optimizer = self._accelerator.prepare(Scorer(self._model), raw)
+        scorer, optimizer = self._accelerator.prepare(self._scorer(total), raw)
         return Stepper(
             self._task, self._config, scorer=scorer, optimizer=optimizer, raw=raw, accelerator=self._accelerator,
             rule=rule, masks=self._masks, pad_id=self._pad_id, seed=self._seed,

@@ -122,26 +122,29 @@ class Stepper:
     def _backward(self, groups: Sequence[Group], parts: Container[str] | None) -> dict[str, float]:
         """See `optim.rules.Backward`."""
         counts, world = Counts.of(groups), self._accelerator.num_processes
-        minimised: dict[str, float] = {}
-        watched: dict[str, float] = {}
+        minimised: dict[str, Tensor] = {}
+        watched: dict[str, Tensor] = {}
         for micro, wait in self._micro_batches(groups):
             with wait, self._autocast():
                 found = self._task.losses(self._scorer, micro, counts)
                 chosen = [p for name, p in found.items() if p.requires_grad and (parts is None or name in parts)]
                 loss = torch.stack(chosen).sum() if chosen else None
             if loss is not None:
-                if not bool(torch.isfinite(loss)):
-                    raise NotFinite("loss", float(loss.detach()))
                 # Distributed wrappers average gradients over processes; the shares must be summed.
                 self._accelerator.backward(loss * world)
             for name, part in found.items():
                 into = minimised if part.requires_grad else watched
-                into[name] = into.get(name, 0.0) + float(part.detach())
+                into[name] = into[name] + part.detach() if name in into else part.detach()
         if self._masks is not None:
             self._masks.mask_gradients()
+        # Read once a pass: every reading makes the host wait for the accelerator.
+        values = self._summed(_read({**minimised, **watched}))
+        for name in minimised:
+            if not math.isfinite(values[name]):
+                raise NotFinite("loss", values[name])
         # A rule's first pass is at the weights the step began with.
-        self._watched = self._watched or self._summed(watched)
-        return self._summed(minimised)
+        self._watched = self._watched or {name: values[name] for name in watched}
+        return {name: values[name] for name in minimised}
 
     def _summed(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the sums over all processes of values that each has its share of."""
@@ -178,6 +181,12 @@ class Stepper:
         if dtype is None:
             return nullcontext()
         return torch.autocast(self._accelerator.device.type, dtype=dtype)
+
+
+def _read(values: Mapping[str, Tensor]) -> dict[str, float]:
+    if not values:
+        return {}
+    return dict(zip(values, torch.stack([value.double() for value in values.values()]).tolist(), strict=True))
 
 
 def split_groups(groups: Sequence[Group], config: TrainingConfig, device: torch.device) -> list[Sequence[Group]]:
