@@ -15,6 +15,7 @@ import expunge.signals.packing as packing_module
 from expunge.signals.head import body, decoder_blocks
 from expunge.signals.hidden import block_outputs
 from expunge.signals.packing import NAME, PACKED_TYPES, Packing, packed, packing_of
+from expunge.training.passes import recompute_activations
 
 SIZE: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -123,7 +124,7 @@ def test_blocks_in_between_start_from_padded_states(ids: Tensor) -> None:
 def test_activations_recomputed_after_the_pass_are_packed_too(ids: Tensor) -> None:
     model = make(TYPES["llama"]()).train()
     states, gradient = states_and_gradient(model, ids, MASK)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(model)
     with packed(model):
         found, found_gradient = states_and_gradient(model, ids, MASK)
     torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5)

@@ -211,7 +211,7 @@ class HiddenCache:
 
     def fill(
         self, model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int,
-        batch_tokens: int = 8192,
+        batch_tokens: int = 2048,
     ) -> None:  # fmt: skip
         """Compute what is missing at `layers` for `items` with `model`, which must still be the frozen original."""
         wanted = {item.ids: item for item in items if any((layer, item.ids) not in self._values for layer in layers)}
@@ -288,7 +288,7 @@ def _partial(path: Path) -> Path:
 
 
 def over_batches(
-    model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int, batch_tokens: int = 8192
+    model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int, batch_tokens: int = 2048
 ) -> Iterator[tuple[list[Encoded], dict[int, Tensor]]]:
     """Yield batches of sequences of similar length with the outputs of some blocks, without gradients or dropout.
 

@@ -50,6 +50,10 @@ class TrainingConfig(BaseModel):
     )
     dropout: bool = Field(False, description="keep the model's own dropout active while training")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(
+        False,
+        description="compile the decoder blocks; pays on a GPU after minutes of compiling, on padded batches only",
+    )
     cache_mb: int = Field(
         2048, ge=0, description="hidden states below the lowest weight that moves are computed once; those that take "
         "more memory than this, MiB, are mapped from a file in the run folder",

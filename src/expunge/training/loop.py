@@ -20,13 +20,13 @@ from expunge.optim.masks import WeightMasks
 from expunge.optim.proximal import ProximalL1, l1_weight
 from expunge.optim.rules import GradientRule
 from expunge.optim.scores import linear_weights
-from expunge.signals.head import output_head, unwrap
+from expunge.signals.head import output_head
 from expunge.signals.likelihood import Scorer
-from expunge.signals.packing import packed
 from expunge.training.callbacks import Callback, JsonlLog, Probe, StepInfo, StopRule
 from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
+from expunge.training.passes import prepared_passes
 from expunge.training.precision import autocast_dtype, quiet_dropout
 from expunge.training.prefix import FrozenPrefix, first_moving_block, sequences_of
 from expunge.training.rewind import ErrorProbe, Rewinder
@@ -117,14 +117,12 @@ class Trainer:
             TrainingDiverged: if a loss stops being finite; the model is put back to the last good checkpoint.
             Interrupted: if the user interrupted; a checkpoint is saved first.
         """
-        with packed(unwrap(self._model)):
+        with prepared_passes(self._model, self._config):
             return self._run(resume=resume)
 
     def _run(self, *, resume: bool) -> TrainingResult:
         config, task = self._config, self._task
         task.prepare(self._model)
-        if config.gradient_checkpointing:
-            self._model.gradient_checkpointing_enable()  # type: ignore[operator]
         optimizer = build_optimizer(self._model, config.optimizer, learning_rate=config.learning_rate)
         ends = list(accumulate(len(task.steps(epoch)) for epoch in range(config.epochs)))
         total = min(config.max_steps or ends[-1], ends[-1])
@@ -190,6 +188,7 @@ class Trainer:
             info = StepInfo(self._step, total, epoch, losses, rate, done.grad_norm, self._spent, done.extra)
             for callback in self._callbacks:
                 callback.on_step(info)
+            optimizer.zero_grad(set_to_none=True)  # a probe shall find their room
             if self._step == total:
                 stepper.rule.finish(stepper.moving)
             if self._due(self._config.probe_every, ends) or self._step == total:
