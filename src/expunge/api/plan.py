@@ -10,16 +10,13 @@ from typing import Any
 
 import torch
 
+from expunge.api.footprint import forward_of, moving_parameters, peak_memory_mb
 from expunge.api.needs import check_needs
 from expunge.api.workspace import Data, load_data
 from expunge.data.encoding import Encoded, Encoder
 from expunge.methods.registry import get_method
 from expunge.models.shape import ModelShape, model_shape, tokenizer_of
 from expunge.recipe import Recipe
-from expunge.signals.head import CHUNK_ELEMENTS
-
-#: Resident memory of Python with torch and transformers loaded, before any model (MiB, measured on Linux).
-PROCESS_MB = 550
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         name: [row.encoded for row in encoder.encode_many(examples, where=name)] for name, examples in trained.items()
     }
     work = _work(recipe, data, encoded)
-    moving = _moving_parameters(recipe, shape)
+    moving = moving_parameters(recipe)
     card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
     return {
         "recipe": recipe.to_dict(),
@@ -64,7 +61,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "prepared": None if data.prepared is None else data.prepared.to_dict(),
         "parameters": {"all": shape.parameters, "moving": moving},
         "steps": work.steps,
-        "memory_mb": round(memory_mb(recipe, shape, work, moving)),
+        "memory_mb": round(peak_memory_mb(recipe, shape, forward_of(recipe, encoded), moving)),
         "seconds": round(seconds(recipe, shape, work), 1),
         "writes": ["recipe.yaml", "run.json", "metrics.jsonl", "checkpoints/", "records/", "model/", "examples.json",
                    "audit.json", "report.html"],
@@ -93,32 +90,6 @@ def _work(recipe: Recipe, data: Data, encoded: Mapping[str, Sequence[Encoded]]) 
 def _mean(values: Any) -> float:
     found = list(values)
     return sum(found) / len(found) if found else 0.0
-
-
-def _moving_parameters(recipe: Recipe, shape: ModelShape) -> int:
-    lora = recipe.training.lora
-    if lora is None:
-        return shape.parameters
-    # Every linear map of a block gets r * (in + out) numbers: four of attention and three of the gated MLP.
-    per_block = lora.r * (4 * 2 * shape.width + 3 * (shape.width + shape.inner))
-    return shape.layers * per_block
-
-
-def memory_mb(recipe: Recipe, shape: ModelShape, work: Work, moving: int) -> float:
-    """Return an estimate of peak resident memory in MiB.
-
-    Weights, gradients and two moments in float32; activations kept for the backward pass of one micro-batch; and one
-    chunk of logits with its softmax and gradient.
-    """
-    training = recipe.training
-    bytes_each = 2 if training.precision == "pure_bf16" else 4
-    states = bytes_each * (shape.parameters + 3 * moving)
-    share = min(1.0, (training.micro_batch_size or training.batch_size) / training.batch_size)
-    tokens = work.step_tokens * share
-    # Kept per token and block: norms, q, k, v, attention output (about 8 widths) and three inner activations.
-    kept = tokens * (2 * shape.width if training.gradient_checkpointing else 8 * shape.width + 3 * shape.inner)
-    logits = 3 * min(work.step_labels * share * shape.vocabulary, CHUNK_ELEMENTS)
-    return PROCESS_MB + (states + 4 * (kept * shape.layers + logits)) / (1 << 20)
 
 
 def seconds(recipe: Recipe, shape: ModelShape, work: Work) -> float:

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from expunge.signals.fused import Differentiated, Projection, fused
+from expunge.signals.packing import Packing, no_mask, packing_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -65,9 +68,29 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-    """Return the last hidden states after the final norm, [B, T, D]."""
+    """Return the last hidden states after the final norm, [B, T, D]; inside `packed` those of padding are zeros."""
+    packing = packing_of(unwrap(model).config, attention_mask_BT)
+    hidden = run_body(model, input_ids_BT, attention_mask_BT, packing)
+    return hidden if packing is None else packing.unpack(hidden)
+
+
+def run_body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, packing: Packing | None) -> Tensor:
+    """Return the last hidden states after the final norm, [B, T, D], or [1, N, D] of the real tokens in a packed pass.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        input_ids_BT: token ids.
+        attention_mask_BT: 1 for real tokens.
+        packing: what `packing_of` returned for this model and mask.
+    """
     inner = cast(nn.Module, unwrap(model).base_model)
-    out = inner(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+    if packing is None:
+        out = inner(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+    else:
+        out = inner(
+            input_ids=packing.pack(input_ids_BT), attention_mask=no_mask(input_ids_BT.device),
+            position_ids=packing.positions, use_cache=False, packing=packing,
+        )  # fmt: skip
     return cast(Tensor, out.last_hidden_state)
 
 
@@ -100,11 +123,14 @@ def over_vocabulary(
 ) -> Tensor:
     """Apply `function` to the logits of every position, a chunk at a time, and join the results, [N] or [N, K].
 
-    With gradients on and more than one chunk, a chunk's logits are recomputed in the backward pass, so that at most
-    one chunk is alive at any moment.
+    With gradients on, at most one chunk of logits is alive at any moment: a `Differentiated` function over a plain
+    linear head keeps no more than its derivative, for any other a chunk is recomputed in the backward pass.
     """
-    vocabulary = cast(Any, head).projection.weight.shape[0]
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    inner = cast(Head, head)
+    size = max(1, CHUNK_ELEMENTS // inner.projection.weight.shape[0])
+    if isinstance(function, Differentiated) and _is_plain(inner.projection) and _wants_gradient(inner, hidden_ND):
+        projection = Projection(inner.projection, inner.scale, inner.cap, size)
+        return fused(function, hidden_ND, projection, labels_N, extra)
 
     def run(hidden: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         return function(head(hidden), labels, *more)
@@ -113,3 +139,14 @@ def over_vocabulary(
     if len(pieces) == 1 or not torch.is_grad_enabled():
         return torch.cat([run(*piece) for piece in pieces])
     return torch.cat([checkpoint(run, *piece, use_reentrant=False) for piece in pieces])
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Return whether a head is no more than its weights: no adapter, no quantised or sharded weight, no hook."""
+    hooks = projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
+    return type(projection) is nn.Linear and type(projection.weight) is nn.Parameter and not hooks
+
+
+def _wants_gradient(head: Head, hidden_ND: Tensor) -> bool:
+    trains = hidden_ND.requires_grad or head.projection.weight.requires_grad
+    return trains and torch.is_grad_enabled() and len(hidden_ND) > 0
