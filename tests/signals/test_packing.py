@@ -165,3 +165,39 @@ def test_generation_inside_is_as_outside(ids: Tensor) -> None:
     plain = model.generate(ids, attention_mask=MASK.flip(1), max_new_tokens=4, do_sample=False)
     with packed(model):
         assert torch.equal(plain, model.generate(ids, attention_mask=MASK.flip(1), max_new_tokens=4, do_sample=False))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_last_block_may_leave_out_what_nobody_reads(name: str, ids: Tensor) -> None:
+    model = make(TYPES[name]())
+    read = torch.rand(MASK.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    read &= MASK.bool()
+
+    def run(chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        model.zero_grad()
+        states = body(model, ids, MASK, chosen)[read]
+        (states.square() * torch.linspace(-1.0, 1.0, states.shape[-1])).sum().backward()  # type: ignore[no-untyped-call]
+        return states.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    seen: list[int] = []
+    decoder_blocks(model)[-1].mlp.register_forward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr, operator]
+    with packed(model):
+        states, gradient = run(None)
+        found, found_gradient = run(read)
+    assert seen == [1, 1]
+    torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5 * float(states.abs().max()))
+    torch.testing.assert_close(found_gradient, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_the_mlp_of_the_last_block_sees_the_tokens_read_alone(ids: Tensor) -> None:
+    model, seen = make(TYPES["llama"]()), []
+    for block in decoder_blocks(model):
+        block.mlp.gate_proj.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+            lambda _m, args: seen.append(args[0].shape[1])
+        )
+    read = torch.zeros_like(MASK, dtype=torch.bool)
+    read[1, 4:9] = True
+    with packed(model), torch.no_grad():
+        body(model, ids, MASK, read)
+        body(model, ids, MASK)
+    assert seen == [57, 5, 57, 57]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from expunge.signals.fused import Differentiated, Projection, fused
-from expunge.signals.packing import Packing, no_mask, packing_of
+from expunge.signals.packing import Packing, mlp_at, no_mask, packing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,26 +68,36 @@ def output_head(model: nn.Module) -> nn.Module:
     return cast(nn.Module, head)
 
 
-def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-    """Return the last hidden states after the final norm, [B, T, D]; inside `packed` those of padding are zeros."""
-    packing = packing_of(unwrap(model).config, attention_mask_BT)
-    hidden = run_body(model, input_ids_BT, attention_mask_BT, packing)
-    return hidden if packing is None else packing.unpack(hidden)
-
-
-def run_body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, packing: Packing | None) -> Tensor:
-    """Return the last hidden states after the final norm, [B, T, D], or [1, N, D] of the real tokens in a packed pass.
+def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
+    """Return the last hidden states after the final norm, [B, T, D]; inside `packed` those of padding are zeros.
 
     Args:
         model: a causal language model, with or without adapters.
         input_ids_BT: token ids.
         attention_mask_BT: 1 for real tokens.
-        packing: what `packing_of` returned for this model and mask.
+        read_BT: which states will be read; others may then be anything. None means all.
     """
-    inner = cast(nn.Module, unwrap(model).base_model)
+    packing = packing_of(unwrap(model).config, attention_mask_BT)
+    hidden = run_body(model, input_ids_BT, attention_mask_BT, packing, read_BT)
+    return hidden if packing is None else packing.unpack(hidden)
+
+
+def run_body(
+    model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, packing: Packing | None,
+    read_BT: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the last hidden states after the final norm, [B, T, D], or [1, N, D] of the real tokens in a packed pass.
+
+    `packing` is what `packing_of` returned for this model and mask; see `body` for the rest.
+    """
+    base = unwrap(model)
+    inner = cast(nn.Module, base.base_model)
     if packing is None:
         out = inner(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
-    else:
+        return cast(Tensor, out.last_hidden_state)
+    with ExitStack() as stack:
+        if read_BT is not None:
+            stack.enter_context(mlp_at(base.config, decoder_blocks(model)[-1], packing.among(read_BT)))
         out = inner(
             input_ids=packing.pack(input_ids_BT), attention_mask=no_mask(input_ids_BT.device),
             position_ids=packing.positions, use_cache=False, packing=packing,

@@ -81,8 +81,9 @@ def block_outputs(
 
 
 def continued(
-    model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, first: int, start_BTD: Tensor
-) -> Tensor:
+    model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, first: int, start_BTD: Tensor,
+    read_BT: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return the last hidden states after the final norm, [B, T, D], as `body` does, from stored states on.
 
     Args:
@@ -91,6 +92,7 @@ def continued(
         attention_mask_BT: 1 for real tokens.
         first: the first block that runs; as many as there are blocks runs the final norm alone.
         start_BTD: the output of the block before it.
+        read_BT: which states will be read; others may then be anything. None means all.
     """
     blocks = decoder_blocks(model)
     packing = packing_of(unwrap(model).config, attention_mask_BT)
@@ -99,7 +101,7 @@ def continued(
         for block in blocks[:first]:
             stack.enter_context(_skipped(block))
         stack.enter_context(_started(blocks[min(first, len(blocks) - 1)], start))
-        hidden = run_body(model, input_ids_BT, attention_mask_BT, packing)
+        hidden = run_body(model, input_ids_BT, attention_mask_BT, packing, read_BT if first < len(blocks) else None)
     return hidden if packing is None else packing.unpack(hidden)
 
 

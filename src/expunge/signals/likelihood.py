@@ -63,6 +63,10 @@ class Reading(ABC):
         """Run as much of the model as is needed, with gradients if they are on, and return what was asked for."""
 
 
+#: From a model, token ids, mask and the states that will be read (None: all) to last hidden states [B, T, D].
+Body = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+
+
 class Scorer(nn.Module):
     """A causal language model seen through its likelihood.
 
@@ -71,12 +75,14 @@ class Scorer(nn.Module):
     Args:
         model: a causal language model.
         body: what gives its last hidden states, called as `signals.head.body` is.
+        only_read: let a packed pass leave out what the last block makes of tokens whose state no request reads; not for
+            activations that are recomputed.
     """
 
-    def __init__(self, model: nn.Module, body: Callable[[nn.Module, Tensor, Tensor], Tensor] = body) -> None:
+    def __init__(self, model: nn.Module, body: Body = body, *, only_read: bool = False) -> None:
         super().__init__()
         self.model = model
-        self._body = body
+        self._body, self._only_read = body, only_read
         # The head shares its projection with the model; a plain list keeps it from being registered twice.
         self._head = [Head(model)]
 
@@ -93,7 +99,8 @@ class Scorer(nn.Module):
         """
         if isinstance(requests, Reading):
             return requests.read(self.model, input_ids, attention_mask)
-        hidden_BTD = self._body(self.model, input_ids, attention_mask)
+        read_BT = nn.functional.pad(labels[:, 1:] != IGNORE, (0, 1)) if self._only_read else None
+        hidden_BTD = self._body(self.model, input_ids, attention_mask, read_BT)
         return [self._answer(hidden_BTD, labels, request) for request in requests]
 
     def _answer(self, hidden_BTD: Tensor, labels_BT: Tensor, request: TokenRequest) -> TokenValues:

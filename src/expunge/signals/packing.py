@@ -33,6 +33,10 @@ PACKED_TYPES = frozenset({
 })  # fmt: skip
 
 
+#: Those of them whose blocks end in `x + mlp(...)`, or in a norm of it, with one MLP for all tokens.
+_DENSE_TYPES = PACKED_TYPES - {"mixtral", "qwen3_moe"}
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """Where the real tokens of a padded batch are.
@@ -62,6 +66,10 @@ class Packing:
     def pack(self, values_BT: Tensor) -> Tensor:
         """Return the values of the real tokens in one row, [1, N, ...]."""
         return values_BT.flatten(0, 1).index_select(0, self.index)[None]
+
+    def among(self, chosen_BT: Tensor) -> Tensor:
+        """Return which of the real tokens are chosen, numbers from 0, int64."""
+        return chosen_BT.reshape(-1)[self.index].nonzero().squeeze(1)
 
     def unpack(self, values_1N: Tensor) -> Tensor:
         """Return the values back in their places, [B, T, ...], zeros elsewhere."""
@@ -107,6 +115,32 @@ def _register() -> None:
 
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def mlp_at(config: PretrainedConfig, block: nn.Module, index_N: Tensor) -> Iterator[None]:
+    """Let the MLP of a block run on some tokens of a packed pass only and give zeros at the others.
+
+    For the last block: tokens meet in attention alone, so that what it makes of one is read by nobody else.
+    """
+    if config.model_type not in _DENSE_TYPES:
+        yield
+        return
+    mlp: Any = block.mlp
+    earlier, inner = mlp.__dict__.get("forward"), mlp.forward
+
+    def forward(states_1ND: Tensor) -> Tensor:
+        found = inner(states_1ND.index_select(1, index_N))
+        return torch.zeros_like(states_1ND, dtype=found.dtype).index_copy(1, index_N, found)
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del mlp.forward
+        else:
+            mlp.forward = earlier
 
 
 def no_mask(device: torch.device) -> Tensor:

@@ -148,11 +148,11 @@ class Trainer:
         config, model = self._config, self._model
         first = first_moving_block(model, config)
         if first == 0:
-            return Scorer(model)
+            return Scorer(model, only_read=not config.gradient_checkpointing)
         items = list(sequences_of(self._task, epochs=config.epochs, steps=total))
         folder = None if self._folder is None else self._folder / "cache"
         prefix = FrozenPrefix(model, first, items, pad_id=self._pad_id, folder=folder, memory_mb=config.cache_mb)
-        return Scorer(model, prefix)
+        return Scorer(model, prefix, only_read=not config.gradient_checkpointing)
 
     def _stepper(self, raw: torch.optim.Optimizer, rule: GradientRule, total: int) -> Stepper:
         # Hooks run in the order they were registered: the masks undo whatever else moved a weight that stays.

@@ -55,7 +55,9 @@ class FrozenPrefix:
         below = {name: p for name, p in model.named_parameters() if blocks[name] < first}
         self._cache = HiddenCache(tensors_digest(below) if folder else "", folder, memory_mb=memory_mb)
 
-    def __call__(self, model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    def __call__(
+        self, model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, read_BT: Tensor | None = None
+    ) -> Tensor:
         """Return the last hidden states after the final norm, [B, T, D]; rows are padded on the right."""
         lengths = attention_mask_BT.sum(1).tolist()
         rows = [tuple(ids[:n]) for ids, n in zip(input_ids_BT.tolist(), lengths, strict=True)]
@@ -65,7 +67,9 @@ class FrozenPrefix:
             self._items = ()
         self._cache.fill(model, [Encoded(ids, ids, False) for ids in rows], layers=[layer], pad_id=self._pad_id)
         start_BTD = self._cache.padded(layer, rows).to(input_ids_BT.device, non_blocking=True)
-        return continued(model, input_ids_BT, attention_mask_BT, first=self._first, start_BTD=start_BTD)
+        return continued(
+            model, input_ids_BT, attention_mask_BT, first=self._first, start_BTD=start_BTD, read_BT=read_BT
+        )
 
 
 def sequences_of(task: Task, *, epochs: int, steps: int) -> Iterator[Encoded]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-#: Tokens of one forward on a CPU: measured fastest over models of 10 to 100 million parameters, for the activations
-#: between two layers stay in its caches; each forward more costs one more pass over the gradients.
+#: Tokens of one forward on a CPU: over models of 10 and 40 million parameters a step takes some 3 % longer than in one
+#: forward of 1,600 tokens, and keeps a third of its activations; with half as many it would take 12 % longer.
 CPU_TOKENS = 512
 
 
