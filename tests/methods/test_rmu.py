@@ -198,7 +198,7 @@ def test_retain_states_that_did_not_move_lose_exactly_nothing(target: nn.Module,
     with torch.no_grad():
         found = block_outputs(target, ids, torch.ones_like(ids), layers=[0, 1])
     for layer in (0, 1):
-        stored = cache.padded(layer, same)
+        stored = cache.padded(layer, [item.ids for item in same])
         assert rmu_retain(found[layer].flatten(0, 1), stored.flatten(0, 1), distance="sum").tolist() == [0.0] * len(
             stored.flatten(0, 1)
         )
