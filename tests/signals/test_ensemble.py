@@ -97,7 +97,9 @@ def test_scores_are_those_of_the_mixture(several: list[nn.Module], archive: Arch
 
 
 def test_a_sample_of_an_ensemble(several: list[nn.Module], encoder: Encoder) -> None:
-    found = sample(Ensemble(several, "vote"), encoder.tokenizer, [[5, 6], [7]], max_new_tokens=3, temperature=1.0, seed=1)
+    found = sample(
+        Ensemble(several, "vote"), encoder.tokenizer, [[5, 6], [7]], max_new_tokens=3, temperature=1.0, seed=1
+    )
     assert len(found) == 2
 
 

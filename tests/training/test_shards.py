@@ -23,7 +23,7 @@ from expunge.models.tiny import build_llama
 from expunge.training.config import TrainingConfig
 from expunge.training.finetune import FineTuneTask
 from expunge.training.loop import Trainer
-from expunge.training.shards.config import check_training
+from expunge.training.shards.config import ShardConfig, check_training
 from expunge.training.shards.duplicates import jaccard, near_duplicates, shingles, units
 from expunge.training.shards.manifest import Manifest, read_manifest, rows_digest
 from expunge.training.shards.plan import expected_retrained, place_all, slice_numbers, stage_epochs, stage_seed
@@ -284,7 +284,7 @@ def test_seeds_differ_and_the_first_is_that_of_the_run() -> None:
 @pytest.mark.parametrize("values", [{"max_steps": 3}, {"epochs": 1}, {"stop": {"rule": "utility_drop"}}])
 def test_settings_that_a_plan_cannot_hold_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="training"):
-        check_training(TrainingConfig(**{"epochs": 4, **values}), 3)  # type: ignore[arg-type]
+        check_training(TrainingConfig(**{"epochs": 4, **values}), ShardConfig(slices=3))  # type: ignore[arg-type]
 
 
 def test_batch_cost_follows_the_formula_in_a_simulation() -> None:

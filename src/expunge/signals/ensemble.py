@@ -147,9 +147,27 @@ class Ensemble(PreTrainedModel, GenerationMixin):
         """Return the layer that joins the answers."""
         return self.head
 
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any
+    ) -> dict[str, Any]:
+        """Return what `forward` takes; transformers offers a cache as well."""
+        del unused
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 0
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool = True,
     ) -> CausalLMOutput:
         """Return log-probabilities as logits, [B, T, V] or those of the last `logits_to_keep` positions."""
-        states_BTD = self.body(input_ids, attention_mask).last_hidden_state
+        del return_dict  # always
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        # Padding on the left goes to the right, where members of every family take it.
+        time_T = torch.arange(input_ids.shape[1], device=input_ids.device)
+        shift_B1 = mask_BT.argmax(dim=1, keepdim=True)
+        there_BT, back_BT = (time_T + shift_B1) % len(time_T), (time_T - shift_B1) % len(time_T)
+        states_BTD = self.body(input_ids.gather(1, there_BT), mask_BT.gather(1, there_BT)).last_hidden_state
+        states_BTD = states_BTD.gather(1, back_BT[:, :, None].expand_as(states_BTD))
         return CausalLMOutput(logits=self.head(states_BTD[:, -logits_to_keep:]))

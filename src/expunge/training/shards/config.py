@@ -33,7 +33,7 @@ class ShardConfig(BaseModel):
     aggregation: Aggregation = Field("mean_probability", description="how the shard models answer together")
 
 
-def check_training(training: TrainingConfig, slices: int) -> None:
+def check_training(training: TrainingConfig, sisa: ShardConfig) -> None:
     """Raise for settings under which a stage would not follow from its plan alone.
 
     Raises:
@@ -47,6 +47,12 @@ def check_training(training: TrainingConfig, slices: int) -> None:
     for field, (value, wanted, remedy) in remedies.items():
         if value != wanted:
             raise RecipeError("does not go with shards", field=field, value=value, remedy=remedy)
+    if sisa.aggregation == "average" and training.lora is None:
+        raise RecipeError(
+            "needs adapters on one frozen base", field="sisa.aggregation", value=sisa.aggregation,
+            remedy="Set training.lora, or join answers with mean_probability",
+        )  # fmt: skip
+    slices = sisa.slices
     if 2 * training.epochs < slices + 1:
         raise RecipeError(
             f"with {slices} slices some stage would have no epoch (each has 2 epochs / (slices + 1))",
