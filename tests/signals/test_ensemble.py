@@ -51,7 +51,7 @@ def test_ties_go_to_the_lowest_id_and_the_lowest_member() -> None:
 
 
 def test_weights_cannot_be_joined_as_answers() -> None:
-    assert set(get_args(Aggregation)) - set(JOINED) == {"average"}
+    assert set(get_args(Aggregation)) - set(JOINED) == {"average", "union"}
     with pytest.raises(ValueError, match="weights"):
         aggregate(P_SCV.log(), "average")
 

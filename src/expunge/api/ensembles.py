@@ -18,9 +18,13 @@ from expunge.methods.weights import choose_parameters
 from expunge.models.config import ModelConfig
 from expunge.models.digests import model_digest
 from expunge.models.loading import DTYPES, ENSEMBLE, LoadedModel, load_model, load_tokenizer
+from expunge.models.selection import freeze_except
+from expunge.optim.scores import linear_weights
 from expunge.runs import write_json
 from expunge.signals.ensemble import Aggregation, Ensemble
+from expunge.signals.head import output_head
 from expunge.training.config import TrainingConfig
+from expunge.training.shards.reserve import Reserve
 from expunge.training.shards.stages import file_digest, load_moving
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ class Start:
         path, revision, attn_implementation, trust_remote_code, device: of the model.
         digest: of its weights.
         training: which parameters moved is in it.
+        reserve: only the weights of linear layers move, without the head, shared out among the members.
     """
 
     path: str
@@ -44,14 +49,15 @@ class Start:
     device: str
     digest: str
     training: dict[str, Any]
+    reserve: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig, digest: str, training: TrainingConfig, device: str) -> Start:
+    def of(cls, config: ModelConfig, digest: str, training: TrainingConfig, device: str, *, reserve: bool) -> Start:
         """Return the start that a recipe names."""
         path = str(Path(config.path).absolute()) if Path(config.path).is_dir() else config.path
         return cls(
             path, config.revision, config.attn_implementation, config.trust_remote_code, device, digest,
-            training.model_dump(mode="json"),
+            training.model_dump(mode="json"), reserve,
         )  # fmt: skip
 
     def open(self, seed: int) -> nn.Module:
@@ -72,20 +78,38 @@ class Start:
                 "its weights are not those that the shards were trained from", field="model.path", value=self.path,
                 remedy="Restore them",
             )  # fmt: skip
+        if self.reserve:
+            freeze_except(model, list(linear_weights(model, without=[output_head(model)])))
+            return model
         return choose_parameters(model, TrainingConfig(**self.training), seed)
 
 
 @dataclass(frozen=True, slots=True)
 class MemberFile:
-    """The weights of one member: a file beside the ensemble's folder, its SHA-256, and the seed of its adapter."""
+    """The weights of one member: a file beside the ensemble's folder, its SHA-256, and what it takes to load it.
+
+    Attributes:
+        weights: path from the ensemble's folder.
+        sha256: of that file.
+        seed: of its adapter.
+        slot: which share of the weights is its own, where they are reserved.
+        slots: how many shares there are; 0 where nothing is reserved.
+    """
 
     weights: str
     sha256: str
     seed: int
+    slot: int = 0
+    slots: int = 0
+
+    @property
+    def reserve(self) -> Reserve | None:
+        """The weights of its own, None if it may have moved all."""
+        return Reserve(self.slot, self.slots) if self.slots else None
 
 
 def write_ensemble(
-    folder: Path, start: Start, members: Mapping[int, tuple[Path, int]], aggregation: Aggregation
+    folder: Path, start: Start, members: Mapping[int, tuple[Path, int]], aggregation: Aggregation, *, slots: int = 0
 ) -> None:
     """Write a folder that `expunge audit` takes as a model: config, tokenizer, and the names of the members' weights.
 
@@ -94,15 +118,19 @@ def write_ensemble(
         start: what the members were trained from.
         members: weights file and seed of each, by number.
         aggregation: how they answer together.
+        slots: how many shares of the weights are reserved; 0 for none.
     """
     from transformers import AutoConfig
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    remote = {"revision": start.revision, "trust_remote_code": start.trust_remote_code}
-    AutoConfig.from_pretrained(start.path, **remote).save_pretrained(folder)
-    load_tokenizer(start.path, **remote).save_pretrained(folder)
-    files = [MemberFile(_beside(path, folder), file_digest(path), seed) for _, (path, seed) in sorted(members.items())]
+    revision, trust = start.revision, start.trust_remote_code
+    AutoConfig.from_pretrained(start.path, revision=revision, trust_remote_code=trust).save_pretrained(folder)
+    load_tokenizer(start.path, revision=revision, trust_remote_code=trust).save_pretrained(folder)
+    files = [
+        MemberFile(_beside(path, folder), file_digest(path), seed, shard, slots)
+        for shard, (path, seed) in sorted(members.items())
+    ]
     write_json(folder / ENSEMBLE, {
         "schema_version": 1, "aggregation": aggregation, "start": asdict(start),
         "members": [asdict(file) for file in files],
@@ -134,26 +162,29 @@ def load_ensemble(folder: Path, config: ModelConfig, *, dtype: str, device: str)
                 "a member's weights are not what was written", field="model", value=str(folder / file.weights),
                 remedy="Check the folder with expunge sisa audit",
             )  # fmt: skip
-    model = _joined(start, [(folder / file.weights, file.seed) for file in files], values["aggregation"])
+    model = _joined(start, folder, files, values["aggregation"])
     model.to(DTYPES[dtype])
     model.eval()
     return LoadedModel(cast("PreTrainedModel", model), load_tokenizer(folder))
 
 
-def _joined(start: Start, members: Sequence[tuple[Path, int]], kind: Aggregation) -> nn.Module:
-    if start.training["lora"] is None:
-        models = []
-        for path, seed in members:
-            models.append(start.open(seed))
-            load_moving(models[-1], path)
-        return Ensemble(models, kind)
-    model: Any = start.open(members[0][1])
+def _joined(start: Start, folder: Path, files: Sequence[MemberFile], kind: Aggregation) -> nn.Module:
+    model: Any = start.open(files[0].seed)
+    if kind == "union":
+        for file in files:
+            load_moving(model, folder / file.weights, file.reserve)
+        return cast(nn.Module, model)
     if kind == "average":
-        return averaged(model, [path for path, _ in members])
-    load_moving(model, members[0][0])
-    names = ["default", *(f"member{k}" for k in range(1, len(members)))]
-    for name, (path, _) in list(zip(names, members, strict=True))[1:]:
-        add_adapter(model, name, path)
+        return averaged(model, [folder / file.weights for file in files])
+    load_moving(model, folder / files[0].weights, files[0].reserve)
+    if start.training["lora"] is None:
+        models = [model, *(start.open(file.seed) for file in files[1:])]
+        for other, file in zip(models[1:], files[1:], strict=True):
+            load_moving(other, folder / file.weights, file.reserve)
+        return Ensemble(models, kind)
+    names = ["default", *(f"member{k}" for k in range(1, len(files)))]
+    for name, file in list(zip(names, files, strict=True))[1:]:
+        add_adapter(model, name, folder / file.weights)
     return Ensemble([model], kind, adapters=names)
 
 

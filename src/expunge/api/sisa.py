@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from expunge.api.ensembles import Start, write_ensemble
 from expunge.api.workspace import Opened, Silent, Watcher, device_of, open_model, release
 from expunge.audit.document import environment
-from expunge.claims import SENTENCES
 from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoded
 from expunge.data.examples import Example
@@ -23,20 +21,18 @@ from expunge.data.loaders import load_examples
 from expunge.errors import InputDataError, RecipeError, VerificationFailed
 from expunge.recipe import SisaRecipe, read_settings
 from expunge.runs import RunFolder, check_output, earlier_run, write_text
+from expunge.signals.ensemble import Aggregation
 from expunge.training.shards.card import SISA
 from expunge.training.shards.config import check_training
 from expunge.training.shards.manifest import MANIFEST, Manifest, read_manifest, rows_digest
-from expunge.training.shards.plan import place_all
+from expunge.training.shards.plan import place_all, place_by_subject
 from expunge.training.shards.stages import (
-    STAGE,
     WEIGHTS,
     ShardWork,
     Stage,
     code_identity,
     drop_from,
-    file_digest,
     stage_folder,
-    train_shard,
     train_shards,
     valid_stages,
 )
@@ -47,6 +43,13 @@ Rows = Mapping[int, tuple[Encoded, ...]]
 def shard_folder(folder: Path, shard: int) -> Path:
     """Return where the stages of a shard are."""
     return folder / "shards" / f"{shard:03d}"
+
+
+def kept_stages(folder: Path, manifest: Manifest, shard: int) -> int:
+    """Return how many stages of a shard count; one that everything left needs none, and is not trained."""
+    if not manifest.left_in(shard):
+        return manifest.slices
+    return valid_stages(shard_folder(folder, shard), manifest.stage_keys(shard))
 
 
 def sisa_train(
@@ -86,7 +89,7 @@ def sisa_train(
     manifest = read_manifest(path) if earlier and (path / MANIFEST).exists() else _plan(recipe, opened, examples, rows)
     # What left since does not come back with --resume.
     rows = _rows_of(manifest, examples, rows)
-    job = _Job(path, recipe, Start.of(recipe.model, opened.digest, recipe.training, device_of(recipe.model)), opened)
+    job = Job(path, recipe, _start(recipe, opened.digest), opened.encoder.pad_id)
     del opened
     folder = RunFolder(path, overwrite=overwrite, resume=resume)
     write_text(path / "recipe.yaml", recipe.to_yaml())
@@ -159,17 +162,8 @@ def sisa_forget(
     found = _forgotten(folder, manifest, after)
     if dry_run:
         return found
-    examples = load_examples(data or str(recipe.data.train), name="train", columns=recipe.data.columns)
-    known = {place.id for place in after.places if not place.deleted}
-    examples = [example for example in examples if example.id in known]
     watch.stage("Loading the model")
-    opened = open_model(recipe.model, recipe.data, {"train": examples}, dtype="float32")
-    if opened.digest != after.recipe["start"]:
-        raise VerificationFailed("is not the model that was trained from", field="model.path", value=recipe.model.path,
-                                 remedy="Restore it")  # fmt: skip
-    rows = _rows_of(after, examples, _encoded(opened, examples))
-    job = _Job(folder, recipe, Start.of(recipe.model, opened.digest, recipe.training, device_of(recipe.model)), opened)
-    del opened
+    job, rows = reopened(folder, recipe, after, data)
     run = RunFolder(folder, resume=True)
     with run.recorded():
         after.write(folder)  # from here on nothing that saw the data counts as a checkpoint
@@ -185,8 +179,7 @@ def _forgotten(folder: Path, before: Manifest, after: Manifest) -> Forgotten:
     """Return what a deletion takes, from the plan alone and the checkpoints that are there."""
     first, read, plain = dict[int, int](), 0, 0
     for shard in range(after.shards):
-        keys = after.stage_keys(shard)
-        kept = valid_stages(shard_folder(folder, shard), keys)
+        kept = kept_stages(folder, after, shard)
         if kept < after.slices:
             first[shard] = kept
         for stage in range(after.slices):
@@ -212,6 +205,34 @@ def _same_code(manifest: Manifest, again: bool) -> Manifest:
     return replace(manifest, recipe={**manifest.recipe, "code": now})
 
 
+def reopened(folder: Path, recipe: SisaRecipe, manifest: Manifest, data: str | None) -> tuple[Job, Rows]:
+    """Return what trains shards of an earlier run, and the sequences of what is left.
+
+    Args:
+        folder: the run.
+        recipe: of the run.
+        manifest: says what is left.
+        data: the training set, if it is elsewhere now.
+
+    Raises:
+        InputDataError: if an example is missing, or is not the one that was trained on.
+        VerificationFailed: if the model is not the one that was trained from.
+    """
+    examples = load_examples(data or str(recipe.data.train), name="train", columns=recipe.data.columns)
+    known = {place.id for place in manifest.places if not place.deleted}
+    examples = [example for example in examples if example.id in known]
+    opened = open_model(recipe.model, recipe.data, {"train": examples} if examples else {}, dtype="float32")
+    if opened.digest != manifest.recipe["start"]:
+        raise VerificationFailed("is not the model that was trained from", field="model.path", value=recipe.model.path,
+                                 remedy="Restore it")  # fmt: skip
+    rows = _rows_of(manifest, examples, _encoded(opened, examples))
+    return Job(folder, recipe, _start(recipe, opened.digest), opened.encoder.pad_id), rows
+
+
+def _start(recipe: SisaRecipe, digest: str) -> Start:
+    return Start.of(recipe.model, digest, recipe.training, device_of(recipe.model), reserve=recipe.sisa.reserve)
+
+
 def _encoded(opened: Opened, examples: Sequence[Example]) -> Rows:
     """Return the sequences of every example by position; one that was dropped for its length has none."""
     found: dict[int, list[Encoded]] = {i: [] for i in range(len(examples))}
@@ -221,18 +242,23 @@ def _encoded(opened: Opened, examples: Sequence[Example]) -> Rows:
 
 
 def _plan(recipe: SisaRecipe, opened: Opened, examples: Sequence[Example], rows: Rows) -> Manifest:
-    settings = recipe.sisa
-    places = place_all(
-        examples, [len(rows[i]) for i in range(len(examples))], [rows_digest(rows[i]) for i in range(len(examples))],
-        shards=settings.shards, slices=settings.slices, seed=recipe.seed, by_subject=settings.unit == "subject",
-        threshold=settings.near_duplicates,
-    )  # fmt: skip
+    settings, n = recipe.sisa, range(len(examples))
+    counts, digests = [len(rows[i]) for i in n], [rows_digest(rows[i]) for i in n]
+    if settings.split == "subject":
+        places = place_by_subject(examples, counts, digests, slices=settings.slices)
+    else:
+        places = place_all(
+            examples, counts, digests, shards=settings.shards, slices=settings.slices, seed=recipe.seed,
+            by_subject=settings.unit == "subject", threshold=settings.near_duplicates,
+        )  # fmt: skip
     decides = {
         "start": opened.digest, "training": recipe.training.model_dump(mode="json"), "pad_id": opened.encoder.pad_id,
         "device": device_of(recipe.model).partition(":")[0], "attention": recipe.model.attn_implementation,
         "code": code_identity(),
     }  # fmt: skip
-    return Manifest(settings.shards, settings.slices, recipe.seed, recipe.training.epochs, decides, tuple(places))
+    shards = 1 + max(place.shard for place in places)
+    epochs, reserve = recipe.training.epochs, settings.reserve
+    return Manifest(shards, settings.slices, recipe.seed, epochs, decides, tuple(places), reserve)
 
 
 def _rows_of(manifest: Manifest, examples: Sequence[Example], rows: Rows) -> Rows:
@@ -256,11 +282,11 @@ def _rows_of(manifest: Manifest, examples: Sequence[Example], rows: Rows) -> Row
     return found
 
 
-class _Job:
+class Job:
     """What stays the same while shards are trained."""
 
-    def __init__(self, folder: Path, recipe: SisaRecipe, start: Start, opened: Opened) -> None:
-        self._folder, self._recipe, self._start, self._pad_id = folder, recipe, start, opened.encoder.pad_id
+    def __init__(self, folder: Path, recipe: SisaRecipe, start: Start, pad_id: int) -> None:
+        self._folder, self._recipe, self._start, self._pad_id = folder, recipe, start, pad_id
 
     def work(self, manifest: Manifest, rows: Rows, shard: int) -> ShardWork:
         """Return what is to be done for a shard, from the first stage that is not there."""
@@ -271,100 +297,31 @@ class _Job:
                 items += rows.get(i) or [None] * manifest.places[i].rows
             stages.append(Stage(key, manifest.epochs_of(number), manifest.seed_of(shard, number), tuple(items)))
         begin = partial(self._start.open, manifest.seed_of(shard, 0))
-        first = valid_stages(at, keys)
-        return ShardWork(shard, at, begin, self._recipe.training, self._pad_id, tuple(stages), first)
+        first, reserve = kept_stages(self._folder, manifest, shard), manifest.reserve_of(shard)
+        return ShardWork(shard, at, begin, self._recipe.training, self._pad_id, tuple(stages), first, reserve)
 
     def bring_up_to_date(self, manifest: Manifest, rows: Rows, processes: int | None, watch: Watcher) -> dict[int, int]:
         """Delete what no longer counts, train what is missing, and write the ensemble."""
         works = [self.work(manifest, rows, shard) for shard in range(manifest.shards)]
         todo = [work for work in works if work.first < manifest.slices]
-        for work in todo:
-            drop_from(work.folder, work.first)
+        for work in works:
+            drop_from(work.folder, work.first if manifest.left_in(work.shard) else 0)
         watch.stage(f"Training {len(todo)} of {manifest.shards} shards")
         release()
         read = train_shards(
             works, processes=min(processes or os.cpu_count() or 1, manifest.shards),
             done=lambda shard: watch.stage(f"Shard {shard} is trained"),
         )  # fmt: skip
-        # A shard that everything left has nothing to say, unless all are empty.
-        shards = [s for s in range(manifest.shards) if manifest.left_in(s)] or list(range(manifest.shards))
-        members = {s: (stage_folder(shard_folder(self._folder, s), manifest.slices - 1) / WEIGHTS,
-                       manifest.seed_of(s, 0)) for s in shards}  # fmt: skip
-        write_ensemble(self._folder / "model", self._start, members, self._recipe.sisa.aggregation)
+        write_members(self._folder, manifest, self._start, self._recipe.sisa.aggregation)
         return read
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What a check found; `problems` is empty if every statement holds."""
-
-    facts: Mapping[str, Any]
-    problems: tuple[str, ...]
-
-
-def sisa_check(
-    folder: Path, *, again: Collection[int] = (), data: str | None = None, watcher: Watcher | None = None
-) -> Checked:
-    """Check that every checkpoint follows from what is left, and that none of what left has one.
-
-    Args:
-        folder: a run of `sisa_train`.
-        again: shards to train from the start in a folder of their own, and compare byte by byte.
-        data: the training set, if it is elsewhere now.
-        watcher: follows the work.
-
-    Raises:
-        RecipeError: if there is no such shard.
-        VerificationFailed: if the manifest is not what was written.
-    """
-    manifest, watch = read_manifest(folder), watcher or Silent()
-    if wrong := sorted(set(again) - set(range(manifest.shards))):
-        raise RecipeError("no such shard", field="--again", value=wrong[0],
-                          remedy=f"There are {manifest.shards}, from 0")  # fmt: skip
-    problems = [line for shard in range(manifest.shards) for line in _shard_problems(folder, manifest, shard)]
-    if manifest.recipe["code"] != code_identity():
-        problems += ["code or libraries are others than those that trained" for _ in again][:1]
-    if again and not problems:
-        problems += _trained_again(folder, manifest, sorted(again), data, watch)
-    facts = {
-        "claim": str(SISA.claim), "sentence": SENTENCES[SISA.claim], "manifest": manifest.digest,
-        "shards": manifest.shards, "slices": manifest.slices, "examples": len(manifest.places),
-        "left": sum(place.deleted for place in manifest.places), "trained_again": sorted(again),
-        "checkpoints": {f"{s}/{r}": file_digest(stage_folder(shard_folder(folder, s), r) / WEIGHTS)
-                        for s in range(manifest.shards) for r in range(manifest.slices)},
-        "note": SISA.notes,
-    }  # fmt: skip
-    return Checked(facts, tuple(problems))
-
-
-def _shard_problems(folder: Path, manifest: Manifest, shard: int) -> list[str]:
-    at = shard_folder(folder, shard)
-    kept = valid_stages(at, manifest.stage_keys(shard))
-    expected = {at / f"stage-{stage:03d}" for stage in range(manifest.slices)}
-    strange = sorted(path.name for path in at.glob("*") if path not in expected) if at.is_dir() else []
-    lines = [f"shard {shard}: {name} is in no plan" for name in strange]
-    if kept < manifest.slices:
-        lines.append(f"shard {shard}: stage {kept} does not follow from what is left; go on with expunge sisa forget")
-    return lines
-
-
-def _trained_again(
-    folder: Path, manifest: Manifest, shards: Sequence[int], data: str | None, watch: Watcher
-) -> list[str]:
-    recipe = SisaRecipe.build(read_settings(folder / "recipe.yaml"))
-    examples = load_examples(data or str(recipe.data.train), name="train", columns=recipe.data.columns)
-    known = {place.id for place in manifest.places if not place.deleted}
-    examples = [example for example in examples if example.id in known]
-    opened = open_model(recipe.model, recipe.data, {"train": examples}, dtype="float32")
-    rows = _rows_of(manifest, examples, _encoded(opened, examples))
-    start = Start.of(recipe.model, str(manifest.recipe["start"]), recipe.training, device_of(recipe.model))
-    job, problems = _Job(folder, recipe, start, opened), []
-    with tempfile.TemporaryDirectory() as scratch:
-        for shard in shards:
-            watch.stage(f"Training shard {shard} from the start")
-            train_shard(replace(job.work(manifest, rows, shard), folder=Path(scratch) / str(shard), first=0))
-            for stage in range(manifest.slices):
-                one, two = (stage_folder(at, stage) for at in (shard_folder(folder, shard), Path(scratch) / str(shard)))
-                if any(file_digest(one / name) != file_digest(two / name) for name in (WEIGHTS, STAGE)):
-                    problems.append(f"shard {shard}: training stage {stage} from the start gives other bytes")
-    return problems
+def write_members(folder: Path, manifest: Manifest, start: Start, aggregation: Aggregation) -> None:
+    """Write the ensemble of all shards in which something is left; without any there is no model."""
+    last, present = manifest.slices - 1, [shard for shard in range(manifest.shards) if manifest.left_in(shard)]
+    members = {s: (stage_folder(shard_folder(folder, s), last) / WEIGHTS, manifest.seed_of(s, 0)) for s in present}
+    if not members:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        return
+    slots = manifest.shards if manifest.reserve else 0
+    write_ensemble(folder / "model", start, members, aggregation, slots=slots)

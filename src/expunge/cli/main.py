@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, diagnose, evidence, linear, lookup, measure, requests, sisa, unlearn
+from expunge.cli import attack, bench, diagnose, evidence, linear, lookup, measure, requests, sisa, tenants, unlearn
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
@@ -21,6 +21,7 @@ _ORDER = (
     "train",
     "sweep",
     "sisa",
+    "tenants",
     "linear",
     "audit",
     "benchmark",
@@ -90,6 +91,7 @@ app.command(rich_help_panel=_CHANGE)(unlearn.train)
 app.command(rich_help_panel=_CHANGE)(bench.sweep)
 app.command(rich_help_panel=_CHANGE)(measure.demo)
 app.add_typer(sisa.sisa_app, name="sisa", rich_help_panel=_CHANGE)
+app.add_typer(tenants.tenants_app, name="tenants", rich_help_panel=_CHANGE)
 app.add_typer(linear.linear_app, name="linear", rich_help_panel=_CHANGE)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.audit)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(bench.benchmark)

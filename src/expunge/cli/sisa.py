@@ -122,7 +122,7 @@ def audit(
 
 
 def _show_check(folder: Path, as_json: bool, *, again: list[int] | None = None, data: str | None = None) -> None:
-    from expunge.api.sisa import sisa_check
+    from expunge.api.sisa_check import sisa_check
 
     with display() as watcher:
         found = sisa_check(folder, again=again or [], data=data, watcher=watcher)

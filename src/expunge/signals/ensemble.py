@@ -20,8 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from expunge.signals.head import Head, body, unwrap
 
-#: `average` adds the mean of all low-rank updates to the base: one model, not the same predictor as the others.
-Aggregation = Literal["mean_probability", "mean_log_probability", "vote", "confidence", "average"]
+#: The last two join weights: `average` adds the mean of all low-rank updates to the base, `union` puts the updates of
+#: disjoint reserved weights beside each other. Each gives one plain model, not the predictor that joined answers are.
+Aggregation = Literal["mean_probability", "mean_log_probability", "vote", "confidence", "average", "union"]
 JOINED: tuple[Aggregation, ...] = ("mean_probability", "mean_log_probability", "vote", "confidence")
 
 
@@ -36,7 +37,7 @@ def aggregate(logp_SCV: Tensor, kind: Aggregation) -> Tensor:
             and the lowest member.
 
     Raises:
-        ValueError: for `average`, which joins weights and not answers.
+        ValueError: for what joins weights and not answers.
     """
     members, vocabulary = logp_SCV.shape[0], logp_SCV.shape[2]
     if kind == "mean_probability":
@@ -54,7 +55,7 @@ def aggregate(logp_SCV: Tensor, kind: Aggregation) -> Tensor:
     raise ValueError(f"{kind!r} joins weights, not answers")
 
 
-class EnsembleConfig(PretrainedConfig):
+class EnsembleConfig(PretrainedConfig):  # type: ignore[misc]
     """What other code asks a model about itself: sizes of the answer, not of the members."""
 
     model_type = "expunge_ensemble"
@@ -104,10 +105,10 @@ class _JoinedHead(nn.Module):
         logp_SCV = torch.stack(
             [torch.log_softmax(head(part), dim=1) for head, part in zip(self._heads, parts, strict=True)]
         )
-        return aggregate(logp_SCV, self.kind).unflatten(0, states.shape[:-1])
+        return aggregate(logp_SCV, self.kind).view(*states.shape[:-1], -1)
 
 
-class Ensemble(PreTrainedModel, GenerationMixin):
+class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Models of one vocabulary that answer as one causal language model; keeps no cache while generating.
 
     Args:
@@ -147,7 +148,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):
         """Return the layer that joins the answers."""
         return self.head
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any
     ) -> dict[str, Any]:
         """Return what `forward` takes; transformers offers a cache as well."""

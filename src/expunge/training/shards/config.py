@@ -30,6 +30,13 @@ class ShardConfig(BaseModel):
         0.7, gt=0, le=1, description="units with texts of at least this word 3-gram overlap (Jaccard) share a shard; "
         "null: only equal texts do"
     )  # fmt: skip
+    split: Literal["balanced", "subject"] = Field(
+        "balanced", description="balanced: units in drawn order, into `shards` of equal size; subject: one shard for "
+        "each subject, however many there are"
+    )  # fmt: skip
+    reserve: bool = Field(
+        False, description="every shard moves only a share of the linear weights that is reserved for it"
+    )
     aggregation: Aggregation = Field("mean_probability", description="how the shard models answer together")
 
 
@@ -52,6 +59,12 @@ def check_training(training: TrainingConfig, sisa: ShardConfig) -> None:
             "needs adapters on one frozen base", field="sisa.aggregation", value=sisa.aggregation,
             remedy="Set training.lora, or join answers with mean_probability",
         )  # fmt: skip
+    if sisa.aggregation == "union" and not sisa.reserve:
+        raise RecipeError("needs weights of their own for every shard", field="sisa.aggregation", value="union",
+                          remedy="Set sisa.reserve, or join answers with mean_probability")  # fmt: skip
+    if sisa.reserve and (training.lora is not None or training.trainable):
+        raise RecipeError("excludes training.lora and training.trainable", field="sisa.reserve", value=True,
+                          remedy="Reserve weights, or train adapters")  # fmt: skip
     slices = sisa.slices
     if 2 * training.epochs < slices + 1:
         raise RecipeError(

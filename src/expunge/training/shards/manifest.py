@@ -14,6 +14,7 @@ from expunge.data.encoding import Encoded
 from expunge.errors import InputDataError, VerificationFailed
 from expunge.runs import write_json
 from expunge.training.shards.plan import Place, stage_epochs, stage_seed
+from expunge.training.shards.reserve import Reserve
 
 MANIFEST = "manifest.json"
 
@@ -35,6 +36,7 @@ class Manifest:
 
     Attributes:
         shards, slices, seed, epochs: as planned.
+        reserve: every shard moves only weights reserved for it.
         recipe: everything else a stage depends on: weights of the start, settings of the loop, code; by name.
         places: one per example of the original training set, in its order; deleted ones stay as gaps.
     """
@@ -45,6 +47,7 @@ class Manifest:
     epochs: int
     recipe: dict[str, Any]
     places: tuple[Place, ...]
+    reserve: bool = False
 
     @property
     def digest(self) -> str:
@@ -63,6 +66,10 @@ class Manifest:
         """Return the positions of the examples a stage trains on, deleted ones included, in order."""
         return [i for i, p in enumerate(self.places) if p.shard == shard and p.slice <= stage]
 
+    def reserve_of(self, shard: int) -> Reserve | None:
+        """Return the weights reserved for a shard, None if it may move all."""
+        return Reserve(shard, self.shards) if self.reserve else None
+
     def left_in(self, shard: int) -> int:
         """Return how many examples of a shard are still there."""
         return sum(p.shard == shard and not p.deleted for p in self.places)
@@ -74,11 +81,13 @@ class Manifest:
         of the start, the code, and the key of the stage before.
         """
         keys: list[str] = []
+        reserve = [shard, self.shards] if self.reserve else []
         for stage in range(self.slices):
             inside = self.in_stage(shard, stage)
             rows = [[p.rows, "" if p.deleted else p.digest] for p in (self.places[i] for i in inside)]
             before = keys[-1] if keys else ""
-            keys.append(digest_of([before, rows, self.epochs_of(stage), self.seed_of(shard, stage), self.recipe]))
+            settings = [self.epochs_of(stage), self.seed_of(shard, stage), self.recipe, reserve]
+            keys.append(digest_of([before, rows, settings]))
         return keys
 
     def without(self, positions: Collection[int]) -> Manifest:

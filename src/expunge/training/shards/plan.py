@@ -81,6 +81,36 @@ def place_all(
     return [places[i] for i in range(len(examples))]
 
 
+def place_by_subject(
+    examples: Sequence[Example], rows: Sequence[int], digests: Sequence[str], *, slices: int
+) -> list[Place]:
+    """Return the place of every example: a shard for each subject, in the order in which they come.
+
+    Args:
+        examples: the training set.
+        rows: sequences of each example, [N].
+        digests: of those sequences, [N].
+        slices: how many stages each shard has.
+
+    Raises:
+        RecipeError: if an example has no subject.
+    """
+    shard_of: dict[str, int] = {}
+    inside: dict[str, list[int]] = {}
+    for i, example in enumerate(examples):
+        if not example.subject:
+            raise RecipeError("an example has no subject", field="data.train", value=example.id,
+                              remedy="Give every example the subject whose shard it goes to")  # fmt: skip
+        shard_of.setdefault(example.subject, len(shard_of))
+        inside.setdefault(example.subject, []).append(i)
+    number = {i: s for members in inside.values()
+              for i, s in zip(members, slice_numbers([1] * len(members), slices), strict=True)}  # fmt: skip
+    return [
+        Place(e.id, e.subject, inside[e.subject][0], shard_of[e.subject], number[i], rows[i], digests[i])
+        for i, e in enumerate(examples)
+    ]
+
+
 def slice_numbers(sizes: Sequence[int], slices: int) -> list[int]:
     """Return the slice of every unit of a shard, in order: a unit is where its middle falls if all are laid in a row.
 

@@ -21,10 +21,12 @@ import torch
 from torch import nn
 
 from expunge.data.encoding import Encoded
+from expunge.optim.masks import WeightMasks
 from expunge.runs import write_json
 from expunge.training.config import TrainingConfig
 from expunge.training.finetune import FineTuneTask
 from expunge.training.loop import Trainer
+from expunge.training.shards.reserve import Reserve
 
 WEIGHTS, STAGE = "weights.safetensors", "stage.json"
 #: Rooms whose code decides what training gives.
@@ -65,6 +67,7 @@ class ShardWork:
         pad_id: id used to pad.
         stages: all stages of the shard.
         first: the first that is trained; those before it are there.
+        reserve: the weights that the shard may move; None for all that require gradients.
     """
 
     shard: int
@@ -74,6 +77,7 @@ class ShardWork:
     pad_id: int
     stages: tuple[Stage, ...]
     first: int
+    reserve: Reserve | None = None
 
 
 def stage_folder(folder: Path, stage: int) -> Path:
@@ -116,7 +120,7 @@ def train_shard(work: ShardWork) -> int:
     with reproducible():
         model = work.open()
         if work.first:
-            load_moving(model, stage_folder(work.folder, work.first - 1) / WEIGHTS)
+            load_moving(model, stage_folder(work.folder, work.first - 1) / WEIGHTS, work.reserve)
         for number in range(work.first, len(work.stages)):
             stage = work.stages[number]
             steps = _train_stage(model, work, stage)
@@ -124,7 +128,7 @@ def train_shard(work: ShardWork) -> int:
             read += rows * stage.epochs
             info = {"key": stage.key, "epochs": stage.epochs, "seed": stage.seed, "rows": rows,
                     "places": len(stage.items), "steps": steps}  # fmt: skip
-            _save(model, stage_folder(work.folder, number), info)
+            _save(moving_weights(model, work.reserve), stage_folder(work.folder, number), info)
     return read
 
 
@@ -135,7 +139,8 @@ def _train_stage(model: nn.Module, work: ShardWork, stage: Stage) -> int:
     config = work.training.model_copy(update={"epochs": stage.epochs})
     task = FineTuneTask(stage.items, batch_size=config.batch_size, seed=stage.seed)
     torch.manual_seed(stage.seed)
-    return Trainer(model, task, config, pad_id=work.pad_id, seed=stage.seed).run().steps
+    masks = None if work.reserve is None else WeightMasks(model, work.reserve.masks(model))
+    return Trainer(model, task, config, pad_id=work.pad_id, masks=masks, seed=stage.seed).run().steps
 
 
 @contextmanager
@@ -154,13 +159,16 @@ def reproducible() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def moving_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy on the CPU of every parameter that may move, by name."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+def moving_weights(model: nn.Module, reserve: Reserve | None = None) -> dict[str, torch.Tensor]:
+    """Return a copy on the CPU of every parameter that may move, by name; of reserved weights those alone, [n]."""
+    moving = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    if reserve is None:
+        return moving
+    return {name: value[reserve.mask(name, value.shape)] for name, value in moving.items()}
 
 
-def load_moving(model: nn.Module, path: Path) -> None:
-    """Put a stage's weights into a model.
+def load_moving(model: nn.Module, path: Path, reserve: Reserve | None = None) -> None:
+    """Put a stage's weights into a model; of reserved weights those alone, and the others stay.
 
     Raises:
         ValueError: if other parameters moved in it.
@@ -173,17 +181,21 @@ def load_moving(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path} was written by a training in which other parameters moved")
     with torch.no_grad():
         for name, parameter in moving.items():
-            parameter.copy_(weights[name])
+            if reserve is None:
+                parameter.copy_(weights[name])
+            else:
+                own = reserve.mask(name, parameter.shape).to(parameter.device)
+                parameter.masked_scatter_(own, weights[name].to(parameter))
 
 
-def _save(model: nn.Module, folder: Path, info: dict[str, Any]) -> None:
+def _save(weights: dict[str, torch.Tensor], folder: Path, info: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(moving_weights(model), partial / WEIGHTS)
+    save_file(weights, partial / WEIGHTS)
     write_json(partial / STAGE, {**info, "sha256": file_digest(partial / WEIGHTS)})
     partial.rename(folder)
 
