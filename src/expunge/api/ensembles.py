@@ -69,7 +69,7 @@ class Start:
         Raises:
             VerificationFailed: if its weights are no longer those that were trained from.
         """
-        model = load_model(
+        model: nn.Module = load_model(
             self.path, revision=self.revision, attn_implementation=self.attn_implementation, device=self.device,
             trust_remote_code=self.trust_remote_code,
         ).model  # fmt: skip

@@ -20,11 +20,11 @@ class Place:
 
     Attributes:
         id: of the example.
-        subject: whom it belongs to; "" if unknown, and once it was deleted.
+        subject: whom it belongs to; "" if unknown, and once the example was taken out.
         unit: position of the first example of those that are kept together.
         shard, slice: from 0.
         rows: sequences it gives.
-        digest: SHA-256 over the token ids and labels of those; "" once it was deleted.
+        digest: SHA-256 over the token ids and labels of those; "" once the example was taken out.
         deleted: it was taken out.
     """
 
