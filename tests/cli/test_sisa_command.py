@@ -91,6 +91,15 @@ def test_a_subject_leaves_and_the_shard_is_the_one_trained_without_it(place: Pat
     assert f'"{gone["subject"]}"' not in (folder / "manifest.json").read_text()
 
 
+@pytest.mark.slow
+def test_shards_trained_side_by_side_are_the_same(place: Path, tmp_path: Path) -> None:
+    for kind, more in (("full", ()), ("lora", LORA)):
+        code, said = call("sisa", "train", "--model", place / "base", "--data", place / "train.jsonl", "--shards", 2,
+                          "--slices", 2, "-o", tmp_path / kind, *QUICK, "--processes", 2, *more)  # fmt: skip
+        assert code == 0, said
+        assert files(tmp_path / kind) == files(place / kind)
+
+
 def test_what_left_need_not_be_in_the_data_any_more(place: Path, tmp_path: Path) -> None:
     folder = copied(place, "full", tmp_path)
     lines = (place / "train.jsonl").read_text().splitlines()
@@ -111,13 +120,16 @@ def test_what_left_need_not_be_in_the_data_any_more(place: Path, tmp_path: Path)
 def test_a_check_finds_what_does_not_follow(place: Path, tmp_path: Path) -> None:
     folder = copied(place, "full", tmp_path)
     (folder / "shards" / "000" / "old-copy").mkdir()
+    (folder / "shards" / "000" / ".partial-stage-001").mkdir()
     code, said = call("sisa", "audit", folder)
     assert code == 4
     assert "old-copy is in no plan" in said
+    assert "partial-stage-001 is in no plan" in said
     shutil.rmtree(folder / "shards" / "001" / "stage-001")
     assert "stage 1 does not follow" in call("sisa", "audit", folder)[1]
     assert call("sisa", "forget", folder)[0] == 2
     assert document("sisa", "forget", folder, "--resume")["rows_read"] > 0
+    assert not (folder / "shards" / "000" / ".partial-stage-001").exists()
     assert files(folder) == files(place / "full")
 
 

@@ -24,7 +24,7 @@ from expunge.training.shards.stages import WEIGHTS
 
 #: What reserved adapters are unless a recipe says otherwise.
 ADAPTERS: Mapping[str, Any] = {
-    "name": "tenants", "training": {"lora": {}}, "sisa": {"split": "subject", "aggregation": "confidence"},
+    "name": "tenants", "training": {"lora": {}}, "sisa": {"split": "subject"},
 }  # fmt: skip
 #: Shares of the model's own weights in place of adapters.
 WEIGHTS_OF_THEIR_OWN: Mapping[str, Any] = {

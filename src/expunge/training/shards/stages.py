@@ -106,10 +106,10 @@ def file_digest(path: Path) -> str:
 
 
 def drop_from(folder: Path, first: int) -> None:
-    """Delete every stage from `first` on: they were trained on what leaves."""
-    for path in sorted(folder.glob("stage-*")):
-        if int(path.name.removeprefix("stage-")) >= first:
-            shutil.rmtree(path)
+    """Delete every stage from `first` on, since they saw what leaves, and every one that was cut off in writing."""
+    late = [path for path in folder.glob("stage-*") if int(path.name.removeprefix("stage-")) >= first]
+    for path in (*late, *folder.glob(".partial-*")):
+        shutil.rmtree(path)
 
 
 def train_shard(work: ShardWork) -> int:
