@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from expunge.api.footprint import forward_of, moving_parameters, peak_memory_mb
+from expunge.api.lineage import retraining_route
 from expunge.api.needs import check_needs
 from expunge.api.workspace import Data, load_data
 from expunge.data.encoding import Encoded, Encoder
@@ -50,7 +51,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         name: [row.encoded for row in encoder.encode_many(examples, where=name)] for name, examples in trained.items()
     }
     work = _work(recipe, data, encoded)
-    moving = moving_parameters(recipe)
+    moving, rate = moving_parameters(recipe), _flops_per_second()
     card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
     return {
         "recipe": recipe.to_dict(),
@@ -62,7 +63,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "parameters": {"all": shape.parameters, "moving": moving},
         "steps": work.steps,
         "memory_mb": round(peak_memory_mb(recipe, shape, forward_of(recipe, encoded), moving)),
-        "seconds": round(seconds(recipe, shape, work), 1),
+        "seconds": round(seconds(recipe, shape, work, rate), 1),
+        "retraining": retraining(recipe, data, shape, encoded, rate),
         "writes": ["recipe.yaml", "run.json", "metrics.jsonl", "checkpoints/", "records/", "model/", "examples.json",
                    "audit.json", "report.html"],
     }  # fmt: skip
@@ -92,9 +94,38 @@ def _mean(values: Any) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def seconds(recipe: Recipe, shape: ModelShape, work: Work) -> float:
-    """Return a rough estimate of wall time from counted multiplications and a quick measurement of this machine."""
-    rate = _flops_per_second()
+def retraining(
+    recipe: Recipe, data: Data, shape: ModelShape, encoded: Mapping[str, Sequence[Encoded]], rate: float
+) -> dict[str, Any] | None:
+    """Return what retraining without the forget set would take: its route, rows read and seconds of training.
+
+    Args:
+        recipe: names the model.
+        data: its forget set.
+        shape: sizes of the model.
+        encoded: sequences whose mean length stands for those of earlier runs.
+        rate: multiplications per second.
+
+    Returns:
+        None if no run folder tells how the model came about.
+    """
+    route = retraining_route(recipe.model.path, data.splits.forget)
+    if route is None:
+        return None
+    items = [item for found in (encoded.get("retain"), encoded.get("forget")) for item in found or ()]
+    tokens = route.rows * _mean(len(item.ids) for item in items)
+    return {**route.to_dict(), "seconds": round(6 * shape.parameters * tokens / rate, 1)}
+
+
+def seconds(recipe: Recipe, shape: ModelShape, work: Work, rate: float) -> float:
+    """Return a rough estimate of wall time from counted multiplications.
+
+    Args:
+        recipe: what is run.
+        shape: sizes of the model.
+        work: tokens of the run.
+        rate: multiplications per second, of a quick measurement of this machine.
+    """
     training = 6 * shape.parameters * work.step_tokens * work.steps
     audits = 2 if recipe.model.reference is None else 3
     scoring = 2 * shape.parameters * work.audit_tokens * audits

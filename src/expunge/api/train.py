@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expunge.api.job import peak_memory_mb
+from expunge.api.lineage import write_seen
 from expunge.api.workspace import Silent, Watcher, final_dtype, load_data, open_model
 from expunge.audit.document import environment
 from expunge.data.digests import data_digest
@@ -70,6 +71,7 @@ def train(
         "environment": environment(), "data": {"train": {"n": len(examples), "digest": data_digest(examples)}},
         "commands": list(commands),
     })  # fmt: skip
+    write_seen(folder.path, examples)
     with folder.recorded():
         items = [row.encoded for row in encoder.encode_many(examples, where="train")]
         task = FineTuneTask(items, batch_size=recipe.training.batch_size, seed=recipe.seed)
