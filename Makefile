@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-reversal study-domains collapse-map
+.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-reversal study-noise study-domains collapse-map
 
 venv: $(STAMP)
 
@@ -50,6 +50,11 @@ study-reversal: $(STAMP)
 	$(BIN)/python -m expunge.studies.reversal_study runs/reversal
 	mkdir -p results && cp runs/reversal/reversal.json results/reversal-study.json
 	$(BIN)/python -m expunge.studies.reversal_page results/reversal-study.json docs/hidden-or-removed.md
+
+study-noise: $(STAMP)
+	$(BIN)/python -m expunge.studies.noise_study runs/noise-study
+	mkdir -p results && cp runs/noise-study/noise-study.json results/noise-study.json
+	$(BIN)/python -m expunge.studies.noise_page results/noise-study.json docs/noisy-forget-sets.md
 
 # About twelve minutes.
 study-domains: $(STAMP)

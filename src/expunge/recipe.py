@@ -20,6 +20,7 @@ from expunge.methods.base import MethodConfig
 from expunge.methods.registry import get_method, methods, parse_method, recipe_error
 from expunge.models.config import ModelConfig
 from expunge.training.config import TrainingConfig
+from expunge.training.shards.config import ShardConfig
 
 
 class _Named(BaseModel):
@@ -89,6 +90,22 @@ class TrainRecipe(_Resolved):
             RecipeError: for an unknown or missing key, or a value out of range.
         """
         values = {**settings, **{key: _section(settings, key) for key in ("model", "data", "training")}}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise recipe_error(error, "", cls) from None
+
+
+class SisaRecipe(_Resolved):
+    """Training in shards and slices."""
+
+    name: str = Field("sisa", description="name of the run; part of its folder's name", pattern=r"^[\w.-]+$")
+    sisa: ShardConfig
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any]) -> SisaRecipe:
+        """Return the typed recipe for nested settings; raises as `TrainRecipe.build`."""
+        values = {**settings, **{key: _section(settings, key) for key in ("model", "data", "training", "sisa")}}
         try:
             return cls(**values)
         except ValidationError as error:

@@ -71,21 +71,28 @@ def test_chunks_of_the_head_change_neither_value_nor_gradient(
     assert torch.allclose(whole[1], chunked[1], atol=1e-5)
 
 
-def test_peak_logits_stay_within_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written_out", [True, False])
+def test_peak_logits_stay_within_one_chunk(written_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    class Spy(Head):
+    class SmallHead(Head):
         def __init__(self) -> None:
             nn.Module.__init__(self)
             self.projection, self.cap, self.scale = nn.Linear(4, 50, bias=False), 0.0, 1.0
 
-        def forward(self, hidden_CD: torch.Tensor) -> torch.Tensor:
-            sizes.append(hidden_CD.shape[0] * 50)
-            return super().forward(hidden_CD)
+    linear = nn.functional.linear
+
+    def spy(hidden_CD: torch.Tensor, *more: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(hidden_CD.shape[0] * 50)
+        return linear(hidden_CD, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 500)
-    values = over_vocabulary(Spy(), torch.randn(95, 4), torch.zeros(95, dtype=torch.long), label_logp)
+    monkeypatch.setattr(nn.functional, "linear", spy)
+    function = label_logp if written_out else lambda logits, labels: label_logp(logits, labels)
+    values = over_vocabulary(SmallHead(), torch.randn(95, 4), torch.zeros(95, dtype=torch.long), function)
+    values.sum().backward()
     assert values.shape == (95,)
+    assert len(sizes) == 20  # ten forward, ten anew in the backward pass
     assert max(sizes) <= 500
 
 

@@ -78,7 +78,7 @@ def stepper(model: nn.Module, config: TrainingConfig, units: Sequence[Sequence[E
     from expunge.optim.factory import build_optimizer
     from expunge.optim.rules import GradientRule
 
-    made = trainer._stepper(build_optimizer(model, config.optimizer, learning_rate=1e-3), GradientRule())
+    made = trainer._stepper(build_optimizer(model, config.optimizer, learning_rate=1e-3), GradientRule(), 1)
     assert isinstance(made, PrivateStepper)
     return made
 

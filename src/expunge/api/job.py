@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expunge.api.lineage import write_seen
 from expunge.api.memory import check_metrics, document, entry, estimate
 from expunge.api.needs import check_needs
 from expunge.api.screen import screen
@@ -142,6 +143,7 @@ class _Job:
         """Keep `run.json` true whatever happens, and a report beside it."""
         recipe, folder = self._recipe, self._folder
         write_text(folder.path / "recipe.yaml", recipe.to_yaml())
+        write_seen(folder.path, [*self._data.splits.forget, *self._data.splits.retain])
         folder.start({
             "kind": "run", "name": recipe.name, "method": self._card.to_dict(), "claim": self._card.claim,
             "recipe_hash": recipe.hash, "recipe": recipe.to_dict(), "environment": environment(),

@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 
+from expunge.api.footprint import forward_of, moving_parameters, peak_memory_mb
+from expunge.api.lineage import retraining_route
 from expunge.api.needs import check_needs
 from expunge.api.workspace import Data, load_data
 from expunge.data.encoding import Encoded, Encoder
 from expunge.methods.registry import get_method
 from expunge.models.shape import ModelShape, model_shape, tokenizer_of
 from expunge.recipe import Recipe
-from expunge.signals.head import CHUNK_ELEMENTS
-
-#: Resident memory of Python with torch and transformers loaded, before any model (MiB, measured on Linux).
-PROCESS_MB = 550
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         name: [row.encoded for row in encoder.encode_many(examples, where=name)] for name, examples in trained.items()
     }
     work = _work(recipe, data, encoded)
-    moving = _moving_parameters(recipe, shape)
+    moving, rate = moving_parameters(recipe), _flops_per_second()
     card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
     return {
         "recipe": recipe.to_dict(),
@@ -64,8 +62,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "prepared": None if data.prepared is None else data.prepared.to_dict(),
         "parameters": {"all": shape.parameters, "moving": moving},
         "steps": work.steps,
-        "memory_mb": round(memory_mb(recipe, shape, work, moving)),
-        "seconds": round(seconds(recipe, shape, work), 1),
+        "memory_mb": round(peak_memory_mb(recipe, shape, forward_of(recipe, encoded), moving)),
+        "seconds": round(seconds(recipe, shape, work, rate), 1),
+        "retraining": retraining(recipe, data, shape, encoded, rate),
         "writes": ["recipe.yaml", "run.json", "metrics.jsonl", "checkpoints/", "records/", "model/", "examples.json",
                    "audit.json", "report.html"],
     }  # fmt: skip
@@ -95,35 +94,38 @@ def _mean(values: Any) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def _moving_parameters(recipe: Recipe, shape: ModelShape) -> int:
-    lora = recipe.training.lora
-    if lora is None:
-        return shape.parameters
-    # Every linear map of a block gets r * (in + out) numbers: four of attention and three of the gated MLP.
-    per_block = lora.r * (4 * 2 * shape.width + 3 * (shape.width + shape.inner))
-    return shape.layers * per_block
+def retraining(
+    recipe: Recipe, data: Data, shape: ModelShape, encoded: Mapping[str, Sequence[Encoded]], rate: float
+) -> dict[str, Any] | None:
+    """Return what retraining without the forget set would take: its route, rows read and seconds of training.
 
+    Args:
+        recipe: names the model.
+        data: its forget set.
+        shape: sizes of the model.
+        encoded: sequences whose mean length stands for those of earlier runs.
+        rate: multiplications per second.
 
-def memory_mb(recipe: Recipe, shape: ModelShape, work: Work, moving: int) -> float:
-    """Return an estimate of peak resident memory in MiB.
-
-    Weights, gradients and two moments in float32; activations kept for the backward pass of one micro-batch; and one
-    chunk of logits with its softmax and gradient.
+    Returns:
+        None if no run folder tells how the model came about.
     """
-    training = recipe.training
-    bytes_each = 2 if training.precision == "pure_bf16" else 4
-    states = bytes_each * (shape.parameters + 3 * moving)
-    share = min(1.0, (training.micro_batch_size or training.batch_size) / training.batch_size)
-    tokens = work.step_tokens * share
-    # Kept per token and block: norms, q, k, v, attention output (about 8 widths) and three inner activations.
-    kept = tokens * (2 * shape.width if training.gradient_checkpointing else 8 * shape.width + 3 * shape.inner)
-    logits = 3 * min(work.step_labels * share * shape.vocabulary, CHUNK_ELEMENTS)
-    return PROCESS_MB + (states + 4 * (kept * shape.layers + logits)) / (1 << 20)
+    route = retraining_route(recipe.model.path, data.splits.forget)
+    if route is None:
+        return None
+    items = [item for found in (encoded.get("retain"), encoded.get("forget")) for item in found or ()]
+    tokens = route.rows * _mean(len(item.ids) for item in items)
+    return {**route.to_dict(), "seconds": round(6 * shape.parameters * tokens / rate, 1)}
 
 
-def seconds(recipe: Recipe, shape: ModelShape, work: Work) -> float:
-    """Return a rough estimate of wall time from counted multiplications and a quick measurement of this machine."""
-    rate = _flops_per_second()
+def seconds(recipe: Recipe, shape: ModelShape, work: Work, rate: float) -> float:
+    """Return a rough estimate of wall time from counted multiplications.
+
+    Args:
+        recipe: what is run.
+        shape: sizes of the model.
+        work: tokens of the run.
+        rate: multiplications per second, of a quick measurement of this machine.
+    """
     training = 6 * shape.parameters * work.step_tokens * work.steps
     audits = 2 if recipe.model.reference is None else 3
     scoring = 2 * shape.parameters * work.audit_tokens * audits

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expunge.api.job import peak_memory_mb
+from expunge.api.lineage import write_seen
 from expunge.api.privacy import check_packages, private_task, spent_by
 from expunge.api.workspace import Silent, Watcher, final_dtype, load_data, open_model
 from expunge.audit.document import environment
@@ -73,6 +74,7 @@ def train(
         "environment": environment(), "data": {"train": {"n": len(examples), "digest": data_digest(examples)}},
         "commands": list(commands),
     })  # fmt: skip
+    write_seen(folder.path, examples)
     with folder.recorded():
         rows = encoder.encode_many(examples, where="train")
         task: PoissonTask | FineTuneTask

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from expunge.api.ensembles import load_ensemble
 from expunge.audit.measure import Measurer
 from expunge.audit.records import Records
 from expunge.audit.store import read_records
@@ -24,7 +25,7 @@ from expunge.data.preparation import Prepared, is_wanted, prepare
 from expunge.errors import InputDataError, RecipeError
 from expunge.models.config import ModelConfig
 from expunge.models.digests import model_digest
-from expunge.models.loading import LoadedModel, check_model, context_length, load_model
+from expunge.models.loading import ENSEMBLE, LoadedModel, check_model, context_length, load_model
 from expunge.models.shape import stored_dtype
 from expunge.training.callbacks import StepInfo
 
@@ -140,7 +141,9 @@ def device_of(config: ModelConfig) -> str:
 
 
 def load(config: ModelConfig, path: str, *, dtype: str) -> LoadedModel:
-    """Load one of the recipe's models."""
+    """Load one of the recipe's models; a folder with `ensemble.json` gives all of its members as one."""
+    if (Path(path) / ENSEMBLE).exists():
+        return load_ensemble(Path(path), config, dtype=dtype, device=device_of(config))
     return load_model(
         path, dtype=dtype, revision=config.revision if path == config.path else None, device=device_of(config),
         attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code,

@@ -9,7 +9,21 @@ import typer
 from typer.core import TyperGroup
 
 from expunge import __version__
-from expunge.cli import attack, bench, canary, diagnose, evidence, linear, lookup, measure, private, requests, unlearn
+from expunge.cli import (
+    attack,
+    bench,
+    canary,
+    diagnose,
+    evidence,
+    linear,
+    lookup,
+    measure,
+    private,
+    requests,
+    sisa,
+    tenants,
+    unlearn,
+)
 from expunge.errors import nearest
 
 _CHANGE, _MEASURE, _LOOK = "Change a model", "Measure and compare", "Look up"
@@ -20,6 +34,8 @@ _ORDER = (
     "run",
     "train",
     "sweep",
+    "sisa",
+    "tenants",
     "linear",
     "dp",
     "audit",
@@ -90,6 +106,8 @@ app.command(rich_help_panel=_CHANGE)(unlearn.run)
 app.command(rich_help_panel=_CHANGE)(unlearn.train)
 app.command(rich_help_panel=_CHANGE)(bench.sweep)
 app.command(rich_help_panel=_CHANGE)(measure.demo)
+app.add_typer(sisa.sisa_app, name="sisa", rich_help_panel=_CHANGE)
+app.add_typer(tenants.tenants_app, name="tenants", rich_help_panel=_CHANGE)
 app.add_typer(linear.linear_app, name="linear", rich_help_panel=_CHANGE)
 app.add_typer(private.dp_app, name="dp", rich_help_panel=_MEASURE)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(measure.audit)

@@ -139,9 +139,22 @@ def _print_plan(recipe: Recipe, output_dir: Path | None, as_json: bool) -> None:
         ("steps", str(found["steps"])),
         ("memory", f"about {found['memory_mb']} MiB"),
         ("time", f"roughly {duration(found['seconds'])} on this machine"),
+        ("retraining", _retraining_words(found["retraining"])),
         ("would write", f"{output_dir or Path('runs') / recipe.folder_name}/: {', '.join(found['writes'])}"),
     ]
     print_facts(console, rows)
+
+
+def _retraining_words(route: dict[str, Any] | None) -> str:
+    """Say what the exact route would take."""
+    from expunge.report.words import duration
+
+    if route is None:
+        return "no run folder tells how the model came about: from scratch, at a cost that is not known here"
+    if not route["runs"]:
+        return "the model is not known to have seen any of the forget set"
+    work = f"{len(route['runs'])} runs, {route['rows']} rows read, roughly {duration(route['seconds'])}"
+    return f"from {route['start']}: {work}; assumes that {route['assumes']} never saw the forget set"
 
 
 @guarded

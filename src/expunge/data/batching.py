@@ -29,8 +29,13 @@ class PaddedBatch:
     labels: Tensor
 
     def to(self, device: torch.device | str) -> PaddedBatch:
-        """Return the batch on another device."""
-        return PaddedBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        """Return the batch on another device; the host goes on while it is copied to a GPU."""
+        pinned = torch.device(device).type == "cuda"
+        ids, mask, labels = (
+            (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+            for tensor in (self.input_ids, self.attention_mask, self.labels)
+        )
+        return PaddedBatch(ids, mask, labels)
 
 
 def pad(items: Sequence[Encoded], pad_id: int) -> PaddedBatch:

@@ -26,10 +26,11 @@ from expunge.errors import RecipeError
 from expunge.methods.base import Method, MethodConfig, MethodContext, MethodOutcome
 from expunge.methods.trimming import trimmed_loss
 from expunge.methods.weights import Masks, build_masks, choose_parameters, intersection, kept
-from expunge.objectives.likelihood import kl_divergence, negative_log_likelihood
+from expunge.objectives.likelihood import negative_log_likelihood
 from expunge.objectives.reduction import Reduction, reduce_tokens
 from expunge.objectives.trimmed import Side, left_out
 from expunge.optim.masks import WeightMasks, kept_share
+from expunge.signals.fused import TeacherKL
 from expunge.signals.head import Head, TokenFunction
 from expunge.signals.likelihood import Scorer, TokenRequest, TokenValues, label_logp
 from expunge.signals.reference import ReferenceCache
@@ -198,24 +199,25 @@ class UnlearningTask:
     def _retain_request(self, micro: MicroBatch) -> TokenRequest:
         if self._config.retain == "nll":
             return TokenRequest(label_logp, micro.rows_of("retain"))
-        return self._taught(self._divergence, "retain", micro)
+        head, hidden_ND = self._teacher(micro, "retain")
+        return TokenRequest(TeacherKL(head, self._config.kl_direction), micro.rows_of("retain"), (hidden_ND,))
 
     def _taught(self, function: TokenFunction, role: str, micro: MicroBatch) -> TokenRequest:
         """Return a request whose function is also given the original's logits, made anew from its hidden states."""
-        head = self._frozen_head
-        assert head is not None, "prepare() was not called"
+        head, hidden_ND = self._teacher(micro, role)
 
         def with_teacher(logits_NV: Tensor, labels_N: Tensor, hidden_ND: Tensor) -> Tensor:
             with torch.no_grad():
                 teacher_NV = head(hidden_ND)
             return function(logits_NV, labels_N, teacher_NV)
 
-        rows = micro.rows_of(role)
-        hidden_ND = torch.cat([self._cache.get("hidden", item) for item in micro.items_of(role)])
-        return TokenRequest(with_teacher, rows, (hidden_ND.to(rows.device),))
+        return TokenRequest(with_teacher, micro.rows_of(role), (hidden_ND,))
 
-    def _divergence(self, logits_NV: Tensor, _labels_N: Tensor, teacher_NV: Tensor) -> Tensor:
-        return kl_divergence(logits_NV, teacher_NV, direction=self._config.kl_direction)
+    def _teacher(self, micro: MicroBatch, role: str) -> tuple[nn.Module, Tensor]:
+        """Return the original's head and its last hidden states before each labelled token of a role, [N, D]."""
+        assert self._frozen_head is not None, "prepare() was not called"
+        hidden_ND = torch.cat([self._cache.get("hidden", item) for item in micro.items_of(role)])
+        return self._frozen_head, hidden_ND.to(micro.batch.input_ids.device)
 
     def _retain_loss(self, answer: TokenValues, counts: Counts) -> Tensor:
         values = answer.values if self._config.retain == "kl" else negative_log_likelihood(answer.values)

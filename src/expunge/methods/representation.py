@@ -158,8 +158,8 @@ class RepresentationTask:
     def losses(self, scorer: Scorer, micro: MicroBatch, counts: Counts) -> dict[str, Tensor]:
         """Return the weighted forget and retain parts of this micro-batch's share."""
         batch, plan, device = micro.batch, self._plan, micro.batch.input_ids.device
-        items = [row.encoded for row in micro.rows]
-        start = self._cache.padded(plan.first - 1, items).to(device) if plan.first else None
+        ids = [row.encoded.ids for row in micro.rows]
+        start = self._cache.padded(plan.first - 1, ids).to(device) if plan.first else None
         reading = HiddenReading(plan.layer, plan.first, start)
         hidden_BTD = scorer(batch.input_ids, batch.attention_mask, batch.labels, reading)[0]
         config = self._config
@@ -232,7 +232,10 @@ class RepresentationMethod(Method):
         model, names = restrict(context.model, context.training, plan, tensors=config.tensors, seed=context.seed)
         task = RepresentationTask(
             steering, config, sets, plan, training=context.training, pad_id=context.pad_id, seed=context.seed,
-            cache=HiddenCache(context.model_digest, context.folder / "cache" if context.folder else None),
+            cache=HiddenCache(
+                context.model_digest, context.folder / "cache" if context.folder else None,
+                memory_mb=context.training.cache_mb,
+            ),
         )  # fmt: skip
         trainer = Trainer(
             model, task, context.training, pad_id=context.pad_id, folder=context.folder, probe=context.probe,

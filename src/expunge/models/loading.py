@@ -22,6 +22,8 @@ from expunge.errors import InputDataError, RecipeError, nearest
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "tekken.json")
+#: Marks a folder that names several models that answer as one.
+ENSEMBLE = "ensemble.json"
 _WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # What transformers and PEFT raise for folders and hub ids they cannot read.
@@ -168,7 +170,7 @@ def check_model(path_or_id: str | os.PathLike[str]) -> None:
         InputDataError: naming the folder and what it lacks.
     """
     folder = Path(locate(path_or_id))
-    if folder.is_dir() and not (folder / "adapter_config.json").exists():
+    if folder.is_dir() and not any((folder / name).exists() for name in ("adapter_config.json", ENSEMBLE)):
         _check_files(folder, tokenizer=True)
 
 

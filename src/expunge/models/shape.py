@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from expunge.models.config import ModelConfig
@@ -28,10 +28,8 @@ class ModelShape(NamedTuple):
 
 def model_shape(config: ModelConfig) -> ModelShape:
     """Return the sizes of the model a recipe changes; no weight is read and no memory is taken for one."""
-    settings = _config(config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
-    text = settings.get_text_config()
+    model = weightless_model(config)
+    text = model.config.get_text_config()
     width = int(text.hidden_size)
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -42,6 +40,13 @@ def model_shape(config: ModelConfig) -> ModelShape:
         inner=int(text.to_dict().get("intermediate_size") or text.to_dict().get("n_inner") or 4 * width),
         context=context_length(model),
     )
+
+
+def weightless_model(config: ModelConfig) -> PreTrainedModel:
+    """Return the model a recipe changes with all its names and shapes and without any weight."""
+    settings = _config(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
 
 
 def stored_dtype(config: ModelConfig) -> str:

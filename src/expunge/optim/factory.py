@@ -37,5 +37,5 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, *, learning_rate
         return Soul(groups, learning_rate, **constants)
     if config.name == "signum":
         return Signum(groups, learning_rate, **constants)
-    fused = all(p.is_cuda for p in moving)
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused or None, **constants)
+    fused = all(p.device.type in ("cpu", "cuda") for p in moving)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused, **constants)

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from expunge.signals.fused import Differentiated, Projection, fused
+from expunge.signals.packing import Packing, mlp_at, no_mask, packing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,10 +68,40 @@ def output_head(model: nn.Module) -> nn.Module:
     return cast(nn.Module, head)
 
 
-def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-    """Return the last hidden states after the final norm, [B, T, D]."""
-    inner = cast(nn.Module, unwrap(model).base_model)
-    out = inner(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+def body(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
+    """Return the last hidden states after the final norm, [B, T, D]; inside `packed` those of padding are zeros.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        input_ids_BT: token ids.
+        attention_mask_BT: 1 for real tokens.
+        read_BT: which states will be read; others may then be anything. None means all.
+    """
+    packing = packing_of(unwrap(model).config, attention_mask_BT)
+    hidden = run_body(model, input_ids_BT, attention_mask_BT, packing, read_BT)
+    return hidden if packing is None else packing.unpack(hidden)
+
+
+def run_body(
+    model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, packing: Packing | None,
+    read_BT: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the last hidden states after the final norm, [B, T, D], or [1, N, D] of the real tokens in a packed pass.
+
+    `packing` is what `packing_of` returned for this model and mask; see `body` for the rest.
+    """
+    base = unwrap(model)
+    inner = cast(nn.Module, base.base_model)
+    if packing is None:
+        out = inner(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+        return cast(Tensor, out.last_hidden_state)
+    with ExitStack() as stack:
+        if read_BT is not None:
+            stack.enter_context(mlp_at(base.config, decoder_blocks(model)[-1], packing.among(read_BT)))
+        out = inner(
+            input_ids=packing.pack(input_ids_BT), attention_mask=no_mask(input_ids_BT.device),
+            position_ids=packing.positions, use_cache=False, packing=packing,
+        )  # fmt: skip
     return cast(Tensor, out.last_hidden_state)
 
 
@@ -100,11 +134,14 @@ def over_vocabulary(
 ) -> Tensor:
     """Apply `function` to the logits of every position, a chunk at a time, and join the results, [N] or [N, K].
 
-    With gradients on and more than one chunk, a chunk's logits are recomputed in the backward pass, so that at most
-    one chunk is alive at any moment.
+    With gradients on, at most one chunk of logits is alive at any moment: a `Differentiated` function over a plain
+    linear head keeps no more than its derivative, for any other a chunk is recomputed in the backward pass.
     """
-    vocabulary = cast(Any, head).projection.weight.shape[0]
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    inner = cast(Head, head)
+    size = max(1, CHUNK_ELEMENTS // inner.projection.weight.shape[0])
+    if isinstance(function, Differentiated) and _is_plain(inner.projection) and _wants_gradient(inner, hidden_ND):
+        projection = Projection(inner.projection, inner.scale, inner.cap, size)
+        return fused(function, hidden_ND, projection, labels_N, extra)
 
     def run(hidden: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         return function(head(hidden), labels, *more)
@@ -113,3 +150,14 @@ def over_vocabulary(
     if len(pieces) == 1 or not torch.is_grad_enabled():
         return torch.cat([run(*piece) for piece in pieces])
     return torch.cat([checkpoint(run, *piece, use_reentrant=False) for piece in pieces])
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Return whether a head is no more than its weights: no adapter, no quantised or sharded weight, no hook."""
+    hooks = projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
+    return type(projection) is nn.Linear and type(projection.weight) is nn.Parameter and not hooks
+
+
+def _wants_gradient(head: Head, hidden_ND: Tensor) -> bool:
+    trains = hidden_ND.requires_grad or head.projection.weight.requires_grad
+    return trains and torch.is_grad_enabled() and len(hidden_ND) > 0

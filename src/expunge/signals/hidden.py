@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from expunge.data.batching import length_buckets, pad
 from expunge.data.encoding import Encoded
-from expunge.signals.head import body, decoder_blocks
+from expunge.signals.head import decoder_blocks, run_body, unwrap
 from expunge.signals.likelihood import Reading
+from expunge.signals.packing import packing_of
 
 
 def hidden_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, layer: int) -> Tensor:
@@ -65,17 +66,43 @@ def block_outputs(
     if (start_BTD is None) != (first == 0):
         raise ValueError(f"states to start from must be given if and only if first is above 0, got first={first}")
     found: dict[int, Tensor] = {}
+    packing = packing_of(unwrap(model).config, attention_mask_BT)
     with ExitStack() as stack:
         for block in blocks[:first]:
             stack.enter_context(_skipped(block))
         if start_BTD is not None:
-            stack.enter_context(_started(blocks[first], start_BTD))
+            stack.enter_context(_started(blocks[first], start_BTD if packing is None else packing.pack(start_BTD)))
         for layer in layers:
             stack.enter_context(_kept(blocks[layer], layer, found))
         if max(layers) + 1 < len(blocks):
             stack.enter_context(_left(blocks[max(layers) + 1]))
-        body(model, input_ids_BT, attention_mask_BT)
-    return found
+        run_body(model, input_ids_BT, attention_mask_BT, packing)
+    return found if packing is None else {layer: packing.unpack(states) for layer, states in found.items()}
+
+
+def continued(
+    model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, first: int, start_BTD: Tensor,
+    read_BT: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the last hidden states after the final norm, [B, T, D], as `body` does, from stored states on.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        input_ids_BT: token ids.
+        attention_mask_BT: 1 for real tokens.
+        first: the first block that runs; as many as there are blocks runs the final norm alone.
+        start_BTD: the output of the block before it.
+        read_BT: which states will be read; others may then be anything. None means all.
+    """
+    blocks = decoder_blocks(model)
+    packing = packing_of(unwrap(model).config, attention_mask_BT)
+    start = start_BTD if packing is None else packing.pack(start_BTD)
+    with ExitStack() as stack:
+        for block in blocks[:first]:
+            stack.enter_context(_skipped(block))
+        stack.enter_context(_started(blocks[min(first, len(blocks) - 1)], start))
+        hidden = run_body(model, input_ids_BT, attention_mask_BT, packing, read_BT if first < len(blocks) else None)
+    return hidden if packing is None else packing.unpack(hidden)
 
 
 def final_states(model: nn.Module, states_BTD: Tensor) -> Tensor:
@@ -83,14 +110,8 @@ def final_states(model: nn.Module, states_BTD: Tensor) -> Tensor:
 
     No block runs; the head can read the result. `states_BTD` is in the width of the residual stream.
     """
-    blocks = decoder_blocks(model)
-    shape, device = states_BTD.shape[:2], states_BTD.device
-    ids_BT = torch.zeros(shape, dtype=torch.long, device=device)
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.enter_context(_skipped(block))
-        stack.enter_context(_started(blocks[-1], states_BTD))
-        return body(model, ids_BT, torch.ones_like(ids_BT))
+    ids_BT = torch.zeros(states_BTD.shape[:2], dtype=torch.long, device=states_BTD.device)
+    return continued(model, ids_BT, torch.ones_like(ids_BT), first=len(decoder_blocks(model)), start_BTD=states_BTD)
 
 
 class _Reached(BaseException):
@@ -183,34 +204,37 @@ class HiddenCache:
     Args:
         model_digest: digest of the frozen model; part of the file name, so that a changed model never reuses it.
         folder: where files are kept; None keeps them in memory only.
+        memory_mb: states of one `fill` that take more than this are mapped from their file instead of held, MiB.
     """
 
-    def __init__(self, model_digest: str, folder: Path | None = None) -> None:
-        self._digest, self._folder = model_digest, folder
-        self._values: dict[str, Tensor] = {}
+    def __init__(self, model_digest: str, folder: Path | None = None, *, memory_mb: int = 2048) -> None:
+        self._digest, self._folder, self._limit = model_digest, folder, memory_mb << 20
+        self._values: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def fill(
         self, model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int,
-        batch_tokens: int = 8192,
+        batch_tokens: int = 2048,
     ) -> None:  # fmt: skip
         """Compute what is missing at `layers` for `items` with `model`, which must still be the frozen original."""
-        if not layers or not items:
+        wanted = {item.ids: item for item in items if any((layer, item.ids) not in self._values for layer in layers)}
+        if not wanted:
             return
-        wanted = {_key(layer, item): item for item in items for layer in layers}
-        path = self._path(sorted(wanted))
-        if path is not None and path.exists():
-            from safetensors.torch import load_file
-
-            self._values.update(load_file(path))
-        missing = {item.ids: item for key, item in wanted.items() if key not in self._values}
-        if not missing:
+        width = int(unwrap(model).config.get_text_config().hidden_size)
+        rows = sum(len(ids) for ids in wanted) * len(layers)
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        path = self._path(sorted(f"{layer}:{ids}" for ids in wanted for layer in layers), dtype)
+        states_ND, ready = _buffer(path, (rows, width), dtype, mapped=rows * width * dtype.itemsize > self._limit)
+        self._place(states_ND, wanted, layers)
+        if ready:
             return
-        self._compute(model, list(missing.values()), layers, pad_id, batch_tokens)
+        for bucket, found in over_batches(
+            model, list(wanted.values()), layers=layers, pad_id=pad_id, batch_tokens=batch_tokens
+        ):
+            for layer, states_BTD in found.items():
+                for item, states_TD in zip(bucket, states_BTD, strict=True):
+                    self._values[layer, item.ids].copy_(states_TD[: len(item.ids)])
         if path is not None:
-            from safetensors.torch import save_file
-
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: self._values[key].contiguous() for key in wanted}, path)
+            _finish(path, states_ND)
 
     def get(self, layer: int, item: Encoded) -> Tensor:
         """Return the output of block `layer` for one sequence, [T, D], on the CPU in the model's dtype.
@@ -218,29 +242,55 @@ class HiddenCache:
         Raises:
             KeyError: if `fill` was never called for it.
         """
-        return self._values[_key(layer, item)]
+        return self._values[layer, item.ids]
 
-    def padded(self, layer: int, items: Sequence[Encoded]) -> Tensor:
-        """Return the same for several sequences, [B, T, D], zeros after the end of the shorter ones."""
-        return nn.utils.rnn.pad_sequence([self.get(layer, item) for item in items], batch_first=True)
+    def padded(self, layer: int, rows: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return the same for sequences given by their ids, [B, T, D], zeros after the end of the shorter ones."""
+        return nn.utils.rnn.pad_sequence([self._values[layer, ids] for ids in rows], batch_first=True)
 
-    def _compute(
-        self, model: nn.Module, items: Sequence[Encoded], layers: Collection[int], pad_id: int, batch_tokens: int
-    ) -> None:
-        for bucket, found in over_batches(model, items, layers=layers, pad_id=pad_id, batch_tokens=batch_tokens):
-            for layer, states_BTD in found.items():
-                for item, states_TD in zip(bucket, states_BTD.cpu(), strict=True):
-                    self._values[_key(layer, item)] = states_TD[: len(item.ids)].clone()
+    def _place(self, states_ND: Tensor, wanted: Collection[tuple[int, ...]], layers: Collection[int]) -> None:
+        """Give each sequence and layer its part of the rows."""
+        start = 0
+        for layer in sorted(layers):
+            for ids in wanted:
+                self._values[layer, ids] = states_ND[start : start + len(ids)]
+                start += len(ids)
 
-    def _path(self, keys: list[str]) -> Path | None:
+    def _path(self, keys: list[str], dtype: torch.dtype) -> Path | None:
         if self._folder is None:
             return None
-        name = hashlib.sha256("".join([self._digest, *keys]).encode()).hexdigest()[:16]
-        return self._folder / f"hidden-{name}.safetensors"
+        name = hashlib.sha256("".join([self._digest, str(dtype), *keys]).encode()).hexdigest()[:16]
+        return self._folder / f"hidden-{name}.bin"
+
+
+def _buffer(path: Path | None, shape: tuple[int, int], dtype: torch.dtype, *, mapped: bool) -> tuple[Tensor, bool]:
+    """Return room for states, mapped from a file if that is wanted and there is one, and whether they are in it."""
+    size = shape[0] * shape[1]
+    if path is None:
+        return torch.empty(shape, dtype=dtype), False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        states = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+        return (states if mapped else states.clone()), True
+    if not mapped:
+        return torch.empty(shape, dtype=dtype), False
+    _partial(path).unlink(missing_ok=True)
+    return torch.from_file(str(_partial(path)), shared=True, size=size, dtype=dtype).view(shape), False
+
+
+def _finish(path: Path, states_ND: Tensor) -> None:
+    """Give the file its name; states that were not mapped are written first."""
+    if not _partial(path).exists():
+        _partial(path).write_bytes(states_ND.view(torch.uint8).numpy().data)
+    _partial(path).rename(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
 
 
 def over_batches(
-    model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int, batch_tokens: int = 8192
+    model: nn.Module, items: Sequence[Encoded], *, layers: Collection[int], pad_id: int, batch_tokens: int = 2048
 ) -> Iterator[tuple[list[Encoded], dict[int, Tensor]]]:
     """Yield batches of sequences of similar length with the outputs of some blocks, without gradients or dropout.
 
@@ -262,7 +312,3 @@ def over_batches(
             yield chosen, found
     finally:
         model.train(was_training)
-
-
-def _key(layer: int, item: Encoded) -> str:
-    return f"{layer}:{hashlib.sha256(repr(item.ids).encode()).hexdigest()[:24]}"

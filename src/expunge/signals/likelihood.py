@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from expunge.data.encoding import IGNORE, Encoded
 from expunge.data.prefix_trees import LARGEST_TREE, PrefixTree
+from expunge.signals.fused import LabelLogp
 from expunge.signals.head import Head, TokenFunction, body, over_vocabulary
 from expunge.signals.prefix import tree_states, trees_of
 from expunge.signals.sweep import label_scores
@@ -50,9 +51,8 @@ class TokenValues:
         return torch.zeros_like(self.lengths, dtype=self.values.dtype).index_add(0, self.row, self.values)
 
 
-def label_logp(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Return log p(label) per position, [C], nats, float32."""
-    return logits_CV.gather(1, labels_C[:, None]).squeeze(1) - torch.logsumexp(logits_CV, dim=1)
+#: log p(label) per position from logits [C, V] and labels [C]: [C], nats, float32.
+label_logp = LabelLogp()
 
 
 class Reading(ABC):
@@ -63,15 +63,26 @@ class Reading(ABC):
         """Run as much of the model as is needed, with gradients if they are on, and return what was asked for."""
 
 
+#: From a model, token ids, mask and the states that will be read (None: all) to last hidden states [B, T, D].
+Body = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+
+
 class Scorer(nn.Module):
     """A causal language model seen through its likelihood.
 
     All requests are answered inside one `forward`, so that wrappers for distributed training see one ordinary module.
+
+    Args:
+        model: a causal language model.
+        body: what gives its last hidden states, called as `signals.head.body` is.
+        only_read: let a packed pass leave out what the last block makes of tokens whose state no request reads; not for
+            activations that are recomputed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, body: Body = body, *, only_read: bool = False) -> None:
         super().__init__()
         self.model = model
+        self._body, self._only_read = body, only_read
         # The head shares its projection with the model; a plain list keeps it from being registered twice.
         self._head = [Head(model)]
 
@@ -88,7 +99,8 @@ class Scorer(nn.Module):
         """
         if isinstance(requests, Reading):
             return requests.read(self.model, input_ids, attention_mask)
-        hidden_BTD = body(self.model, input_ids, attention_mask)
+        read_BT = nn.functional.pad(labels[:, 1:] != IGNORE, (0, 1)) if self._only_read else None
+        hidden_BTD = self._body(self.model, input_ids, attention_mask, read_BT)
         return [self._answer(hidden_BTD, labels, request) for request in requests]
 
     def _answer(self, hidden_BTD: Tensor, labels_BT: Tensor, request: TokenRequest) -> TokenValues:

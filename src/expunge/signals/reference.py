@@ -16,6 +16,10 @@ from expunge.data.encoding import Encoded
 from expunge.signals.head import body
 from expunge.signals.likelihood import labelled_hidden, score
 
+#: Positions of one forward that reads what the original or the present model says, between the steps of a run: few,
+#: for weights and moments are in memory beside it.
+READ_TOKENS = 2048
+
 #: `tokens`: log p of each labelled token, [n]; `hidden`: last hidden state before each labelled token, [n, D].
 ReferenceKind = Literal["tokens", "hidden"]
 
@@ -44,7 +48,7 @@ class ReferenceCache:
         *,
         kind: ReferenceKind,
         pad_id: int,
-        batch_tokens: int = 8192,
+        batch_tokens: int = READ_TOKENS,
     ) -> None:
         """Compute what is missing for `items` with `model`, which must still be the frozen original."""
         wanted = {f"{kind}:{sequence_key(item)}": item for item in items}

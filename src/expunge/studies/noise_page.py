@@ -132,8 +132,8 @@ def findings(document: Mapping[str, Any]) -> list[str]:
     noises = [key for key in rows_by(document, METHODS[0]) if key in shared and key != ("none", 0.0)]
     lines = [
         f"A difference is stated only where, for {' and '.join(METHODS)} alike, every archive lies on one side of "
-        "every archive of the other condition, and the same side: by chance that happens in one comparison out of two "
-        "hundred.", "",
+        "every archive of the other condition, and the same side: by chance that happens to independent runs once in "
+        "two hundred comparisons.", "",
     ]  # fmt: skip
     lines += [f"- {_name(kind, rate)}: {_said(document, kind, rate)}." for kind, rate in noises]
     clean = _moves(effects(document, "none", 0.0, of="guards"))
@@ -159,8 +159,8 @@ def _lower_rates(document: Mapping[str, Any], shared: set[tuple[str, float]]) ->
             found = _moves(effects(document, kind, rate, of="noise", by=METHODS[:1]))
             said += [f"{_name(kind, rate)}: {found}"] if found else []
     differs = f"without guards, {'; '.join(said)}. Nothing else differs" if said else "nothing differs"
-    return [f"At the lower rate, which only {METHODS[0]} saw, against the clean set {differs} in this sense, which for "
-            "one method alone holds by chance in one comparison out of ten.", ""]  # fmt: skip
+    return [f"At the lower rate, which only {METHODS[0]} saw, against the clean set {differs} in this sense, which "
+            "for one method alone happens by chance once in ten comparisons.", ""]  # fmt: skip
 
 
 def _restored(document: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,9 @@ class TrainingConfig(BaseModel):
     epochs: int = Field(5, ge=1, description="passes over the forget set (or over the training set of `train`)")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
     batch_size: int = Field(32, ge=1, description="forget examples per optimiser step")
-    micro_batch_size: int | None = Field(None, ge=1, description="forget examples per forward; default: batch_size")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="forget examples per forward; default: on a CPU what makes 512 tokens, else batch_size"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after warm-up")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's L2 norm; null: never")
@@ -49,6 +51,14 @@ class TrainingConfig(BaseModel):
     )
     dropout: bool = Field(False, description="keep the model's own dropout active while training")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(
+        False,
+        description="compile the decoder blocks; pays on a GPU after minutes of compiling, on padded batches only",
+    )
+    cache_mb: int = Field(
+        2048, ge=0, description="hidden states below the lowest weight that moves are computed once; those that take "
+        "more memory than this, MiB, are mapped from a file in the run folder",
+    )  # fmt: skip
     lora: LoraSettings | None = Field(None, description="train a LoRA adapter instead of the weights")
     trainable: tuple[str, ...] = Field((), description="regular expressions of parameters that may move; empty: all")
     mask: MaskConfig = Field(default_factory=MaskConfig)

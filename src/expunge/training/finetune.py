@@ -20,12 +20,13 @@ class FineTuneTask:
     """Minimises the token mean of the negative log-likelihood over one set.
 
     Args:
-        items: encoded sequences.
+        items: encoded sequences; None where one was taken out. Batches are cut as if it were still there, so that
+            those it was not in stay as they are; one that it leaves empty is still a step, in which nothing moves.
         batch_size: sequences per optimiser step.
         seed: of the order.
     """
 
-    def __init__(self, items: Sequence[Encoded], *, batch_size: int, seed: int) -> None:
+    def __init__(self, items: Sequence[Encoded | None], *, batch_size: int, seed: int) -> None:
         self._items = items
         self._sampler = PairedSampler(len(items), 0, batch_size=batch_size, seed=seed)
 
@@ -34,7 +35,10 @@ class FineTuneTask:
 
     def steps(self, epoch: int) -> list[list[Group]]:
         """Return the epoch's steps, each sequence once."""
-        return [[[Row(self._items[i], "train", i)] for i, _ in pairs] for pairs in self._sampler.steps(epoch)]
+        return [
+            [[Row(item, "train", i)] for i, _ in pairs if (item := self._items[i]) is not None]
+            for pairs in self._sampler.steps(epoch)
+        ]
 
     def losses(self, scorer: Scorer, micro: MicroBatch, counts: Counts) -> dict[str, Tensor]:
         """Return this micro-batch's share of the loss."""

@@ -26,7 +26,9 @@ from expunge.training.callbacks import Callback, JsonlLog, Probe, StepInfo, Stop
 from expunge.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from expunge.training.config import TrainingConfig
 from expunge.training.interrupt import InterruptFlag, catch_interrupt
+from expunge.training.passes import prepared_passes
 from expunge.training.precision import autocast_dtype, quiet_dropout
+from expunge.training.prefix import FrozenPrefix, first_moving_block, sequences_of
 from expunge.training.private import PrivateStepper
 from expunge.training.rewind import ErrorProbe, Rewinder
 from expunge.training.schedule import learning_rate
@@ -116,10 +118,12 @@ class Trainer:
             TrainingDiverged: if a loss stops being finite; the model is put back to the last good checkpoint.
             Interrupted: if the user interrupted; a checkpoint is saved first.
         """
+        with prepared_passes(self._model, self._config):
+            return self._run(resume=resume)
+
+    def _run(self, *, resume: bool) -> TrainingResult:
         config, task = self._config, self._task
         task.prepare(self._model)
-        if config.gradient_checkpointing:
-            self._model.gradient_checkpointing_enable()  # type: ignore[operator]
         optimizer = build_optimizer(self._model, config.optimizer, learning_rate=config.learning_rate)
         ends = list(accumulate(len(task.steps(epoch)) for epoch in range(config.epochs)))
         total = min(config.max_steps or ends[-1], ends[-1])
@@ -132,7 +136,7 @@ class Trainer:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._callbacks.append(JsonlLog(self._folder / "metrics.jsonl", start_step=self._step))
-        stepper = self._stepper(optimizer, rule)
+        stepper = self._stepper(optimizer, rule, total)
         with catch_interrupt() as flag, quiet_dropout(self._model, keep=config.dropout):
             result = self._loop(stepper, optimizer, total, ends, flag)
         if self._rewinder is not None:
@@ -141,13 +145,23 @@ class Trainer:
             self._save(optimizer, rule)
         return result
 
-    def _stepper(self, raw: torch.optim.Optimizer, rule: GradientRule) -> Stepper:
+    def _scorer(self, total: int) -> Scorer:
+        config, model = self._config, self._model
+        first = first_moving_block(model, config)
+        if first == 0:
+            return Scorer(model, only_read=not config.gradient_checkpointing)
+        items = list(sequences_of(self._task, epochs=config.epochs, steps=total))
+        folder = None if self._folder is None else self._folder / "cache"
+        prefix = FrozenPrefix(model, first, items, pad_id=self._pad_id, folder=folder, memory_mb=config.cache_mb)
+        return Scorer(model, prefix, only_read=not config.gradient_checkpointing)
+
+    def _stepper(self, raw: torch.optim.Optimizer, rule: GradientRule, total: int) -> Stepper:
         # Hooks run in the order they were registered: the masks undo whatever else moved a weight that stays.
         if self._proximal is not None:
             self._proximal.attach(raw)
         if self._masks is not None:
             self._masks.attach(raw)
-        scorer, optimizer = self._accelerator.prepare(Scorer(self._model), raw)
+        scorer, optimizer = self._accelerator.prepare(self._scorer(total), raw)
         make = Stepper if self._config.privacy is None else PrivateStepper
         return make(
             self._task, self._config, scorer=scorer, optimizer=optimizer, raw=raw, accelerator=self._accelerator,
@@ -176,6 +190,7 @@ class Trainer:
             info = StepInfo(self._step, total, epoch, losses, rate, done.grad_norm, self._spent, done.extra)
             for callback in self._callbacks:
                 callback.on_step(info)
+            optimizer.zero_grad(set_to_none=True)  # a probe shall find their room
             if self._step == total:
                 stepper.rule.finish(stepper.moving)
             if self._due(self._config.probe_every, ends) or self._step == total:

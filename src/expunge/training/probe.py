@@ -11,6 +11,7 @@ from torch import nn
 from expunge.data.encoding import Encoded, Encoder
 from expunge.data.examples import Example, Splits
 from expunge.signals.likelihood import score
+from expunge.signals.reference import READ_TOKENS
 
 
 class LikelihoodProbe:
@@ -33,7 +34,7 @@ class LikelihoodProbe:
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """Return `forget.probability` and `retain.probability` of the model as it is now."""
         items = [item for chosen in self._items.values() for item in chosen]
-        scores = iter(score(model, items, pad_id=self._pad_id, stats=False))
+        scores = iter(score(model, items, pad_id=self._pad_id, batch_tokens=READ_TOKENS, stats=False))
         return {
             f"{name}.probability": float(np.mean([np.exp(next(scores).logp.mean()) for _ in chosen]))
             for name, chosen in self._items.items()
