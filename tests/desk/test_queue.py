@@ -182,3 +182,14 @@ def test_the_recipe_of_a_unit_does_not_depend_on_when_it_is_made(desk: Desk) -> 
     unit = _next(desk, 1)
     assert unit is not None
     assert recipe_of(desk, unit).hash == recipe_of(desk, unit).hash
+
+
+def test_a_failed_request_planned_again_alike_is_run_again(desk: Desk) -> None:
+    bring_in(desk, "r1", 0, upto=State.LOCATED)
+    for tries in (1, 2):
+        desk.plan("r1", "npo", actor="op", settings={"training": {"learning_rate": 1e30}})
+        desk.approve("r1", actor="boss")
+        assert len(work(desk)) == 1
+        assert desk.ledger.request("r1").state is State.FAILED
+        assert sum(event.kind == "run" for event in desk.ledger.request("r1").events) == tries
+    assert desk.ledger.verify() == []

@@ -27,12 +27,13 @@ from expunge.data.loaders import load_examples
 from expunge.data.writing import write_examples
 from expunge.desk.config import located
 from expunge.desk.notices import write_notices
-from expunge.desk.service import Desk, file_digest
+from expunge.desk.service import SUPPRESSION, Desk, file_digest
 from expunge.errors import ExpungeError, Interrupted, RecipeError
 from expunge.ledger.bodies import Audited, Body, Certified, Failed, Partly, Started
 from expunge.ledger.canonical import digest
 from expunge.ledger.dsse import seal
 from expunge.ledger.keys import load_key
+from expunge.ledger.salts import salted_digest
 from expunge.ledger.statement import PAYLOAD_TYPE, held, statement_of_run
 from expunge.ledger.states import State
 from expunge.ledger.store import RequestView
@@ -45,11 +46,15 @@ WORKER = "worker"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is unlearned in one run: some requests under one plan, from one model."""
+    """What is unlearned in one run: some requests under one plan, from one model.
+
+    `planned` holds the number of each request's plan entry: planned anew, even alike, a request is another unit's.
+    """
 
     name: str
     requests: tuple[str, ...]
     plan: str
+    planned: tuple[int, ...]
     model: str
     model_digest: str
 
@@ -102,8 +107,7 @@ def _in_hand(desk: Desk) -> Unit | None:
 
 def _superseded(desk: Desk, unit: Unit) -> bool:
     """A unit whose requests were planned anew since is history."""
-    views = [desk.ledger.request(name) for name in unit.requests]
-    return any(_plan_of(view) != unit.plan for view in views)
+    return any(_planned(desk, name) != seq for name, seq in zip(unit.requests, unit.planned, strict=True))
 
 
 def _next(desk: Desk, batch: int) -> Unit | None:
@@ -114,7 +118,9 @@ def _next(desk: Desk, batch: int) -> Unit | None:
     plan = _plan_of(approved[0])
     names = tuple(view.id for view in approved if _plan_of(view) == plan)[: max(1, batch)]
     model = current_model(desk)
-    unit = Unit(f"u{_count(desk):04d}-{digest([plan, *names])[:8]}", names, plan, model, _model_digest(model))
+    planned = tuple(_planned(desk, name) for name in names)
+    name = f"u{_count(desk):04d}-{digest([plan, *names])[:8]}"
+    unit = Unit(name, names, plan, planned, model, _model_digest(model))
     (desk.folder / "units").mkdir(exist_ok=True)
     write_json(desk.folder / "units" / f"{unit.name}.json", asdict(unit))
     return unit
@@ -236,7 +242,8 @@ def _certified(desk: Desk, unit: Unit, request: str, folder: Path) -> None:
 def write_suppression(desk: Desk) -> None:
     """Write digests of every record of every request that was worked off, for the next training to leave out."""
     names = [view.id for view in desk.ledger.requests() if view.last("run") is not None]
-    digests = sorted({desk.suppressed(text) for name in names for text in map(text_of, forget_set(desk, name))})
+    salt = desk.ledger.salts.of(SUPPRESSION)
+    digests = sorted({salted_digest(salt, text_of(example)) for name in names for example in forget_set(desk, name)})
     write_json(desk.folder / "suppression.json", {"schema_version": 1, "digests": digests})
 
 
@@ -262,6 +269,12 @@ def _tried(desk: Desk, request: str) -> int:
 def _plan_of(view: RequestView) -> str:
     event = view.last("plan")
     return "" if event is None else str(event.body["plan_digest"])
+
+
+def _planned(desk: Desk, request: str) -> int:
+    """Return the number of a request's newest plan entry; 0 without one."""
+    event = desk.ledger.request(request).last("plan")
+    return 0 if event is None else event.seq
 
 
 def _count(desk: Desk) -> int:
@@ -290,4 +303,4 @@ def _unique(examples: Sequence[Example]) -> list[Example]:
 
 def _read_unit(path: Path) -> Unit:
     values: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-    return Unit(**{**values, "requests": tuple(values["requests"])})
+    return Unit(**{**values, "requests": tuple(values["requests"]), "planned": tuple(values["planned"])})

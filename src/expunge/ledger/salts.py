@@ -44,11 +44,15 @@ class Salts:
         Raises:
             RecipeError: if it was shredded.
         """
-        with writing(self._engine) as connection:
-            found = connection.execute(sa.select(salts.c.salt).where(salts.c.request == request)).scalar()
-            if found is None:
-                found = secrets.token_bytes(_BYTES)
-                connection.execute(salts.insert().values(request=request, salt=found))
+        wanted = sa.select(salts.c.salt).where(salts.c.request == request)
+        with self._engine.connect() as connection:
+            found = connection.execute(wanted).scalar()
+        if found is None:
+            with writing(self._engine) as connection:
+                found = connection.execute(wanted).scalar()
+                if found is None:
+                    found = secrets.token_bytes(_BYTES)
+                    connection.execute(salts.insert().values(request=request, salt=found))
         if not found:
             raise RecipeError("its salt was shredded: its digests match nothing any more", field="request",
                               value=request, remedy="Locate again under a new request")  # fmt: skip
