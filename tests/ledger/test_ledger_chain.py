@@ -237,6 +237,15 @@ def test_words_and_unknown_fields_are_refused(tmp_path: Path) -> None:
         Received(due=DUE, requester="Ada Lovelace <ada@example.org>", subject_digest=A)
 
 
+@pytest.mark.parametrize("name", ["Ada Lovelace", "ada@example.org", "", "x" * 65])
+def test_people_are_named_by_pseudonyms(tmp_path: Path, name: str) -> None:
+    ledger = opened(tmp_path)
+    for who, request in ((name, "r1"), ("op", name)):
+        with pytest.raises(RecipeError, match="no pseudonym"):
+            ledger.append(received(), actor=who, request=request)
+    assert ledger.head() == (0, GENESIS)
+
+
 def test_a_request_id_is_taken_once(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     ledger.append(received(), actor="op", request="r1")

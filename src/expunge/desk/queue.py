@@ -27,7 +27,7 @@ from expunge.data.loaders import load_examples
 from expunge.data.writing import write_examples
 from expunge.desk.config import located
 from expunge.desk.notices import write_notices
-from expunge.desk.service import SUPPRESSION, Desk, file_digest
+from expunge.desk.service import SUPPRESSION, Desk
 from expunge.errors import ExpungeError, Interrupted, RecipeError
 from expunge.ledger.bodies import Audited, Body, Certified, Failed, Partly, Started
 from expunge.ledger.canonical import digest
@@ -37,7 +37,7 @@ from expunge.ledger.salts import salted_digest
 from expunge.ledger.statement import PAYLOAD_TYPE, held, statement_of_run
 from expunge.ledger.states import State
 from expunge.ledger.store import RequestView
-from expunge.models.digests import folder_digest
+from expunge.models.digests import file_digest, folder_digest
 from expunge.recipe import Recipe, build_recipe, merge
 from expunge.runs import write_json
 

@@ -7,7 +7,6 @@ readable by its owner alone. `Desk` is what commands and the dashboard call.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -283,9 +282,3 @@ class Desk:
     def suppressed(self, text: str) -> str:
         """Return the digest under which a record is remembered for the next training."""
         return salted_digest(self.ledger.salts.of(SUPPRESSION), text)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,9 @@ from expunge.ledger.states import State
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\r\n]*$")]
-Handle = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+#: What names people and requests in the ledger: no blanks, no addresses.
+HANDLE = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
+Handle = Annotated[str, StringConstraints(pattern=HANDLE)]
 Reason = Annotated[str, StringConstraints(max_length=500)]
 
 

@@ -8,6 +8,7 @@ off. For that, keep the head (`Ledger.head`) somewhere else from time to time: `
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from expunge.errors import RecipeError
-from expunge.ledger.bodies import Approved, Body, Certified, Extended, Moved, Received, parsed, written
+from expunge.ledger.bodies import HANDLE, Approved, Body, Certified, Extended, Moved, Received, parsed, written
 from expunge.ledger.canonical import canonical, digest
 from expunge.ledger.salts import Salts
 from expunge.ledger.states import State, check_move
@@ -122,10 +123,14 @@ class Ledger:
             once: if an entry of this name is there already, nothing is written and that one is returned.
 
         Raises:
-            RecipeError: for a move that is not allowed, a request that is not there or there twice, an approval of
-                one's own plan or of another plan than the last, a second extension, or words that may not be written.
+            RecipeError: for a name that is no pseudonym, a move that is not allowed, a request that is not there or
+                there twice, an approval of one's own plan or of another plan than the last, a second extension, or
+                words that may not be written.
         """
         values = written(body)
+        for field, name in (("actor", actor), ("request", request)):
+            if name is not None and not re.fullmatch(HANDLE, name):
+                raise RecipeError("is no pseudonym", field=field, remedy="Letters, digits and ._:-, at most 64")
         with writing(self._engine) as connection:
             if once is not None:
                 found = connection.execute(sa.select(events).where(events.c.once == once)).first()

@@ -41,9 +41,10 @@ def folder_digest(folder: str | Path) -> dict[str, str]:
     if not root.is_dir():
         raise InputDataError("no such folder", field="folder", value=str(folder), remedy="Check the path")
     files = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*") if path.is_file())
-    return {name: _file_digest(path) for name, path in files}
+    return {name: file_digest(path) for name, path in files}
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

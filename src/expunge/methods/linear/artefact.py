@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from expunge.errors import InputDataError
 from expunge.methods.linear.convex import Floats
 from expunge.methods.linear.removal import CertifiedHead, Guarantee, assumptions
 from expunge.methods.linear.ridge import Ridge
+from expunge.models.digests import file_digest
 from expunge.runs import write_json
 
 VERSION = 1
@@ -99,7 +99,7 @@ def save_artefact(artefact: Artefact, folder: Path) -> None:
     kind = "ridge" if isinstance(artefact.fitted, Ridge) else "head"
     write_json(folder / "linear.json", {
         "schema_version": VERSION, "kind": kind, "classes": list(artefact.classes), "features": artefact.features,
-        "requests": artefact.requests, "settings": plain, "arrays": _digest(folder / "linear.npz"),
+        "requests": artefact.requests, "settings": plain, "arrays": file_digest(folder / "linear.npz"),
     })  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def load_artefact(folder: Path) -> Artefact:
     """
     try:
         facts = json.loads((folder / "linear.json").read_text("utf-8"))
-        digest = _digest(folder / "linear.npz")
+        digest = file_digest(folder / "linear.npz")
     except (OSError, ValueError) as error:
         raise InputDataError(f"holds no linear model: {error}", field="linear", value=str(folder),
                              remedy="Make one: expunge linear fit") from error  # fmt: skip
@@ -125,7 +125,3 @@ def load_artefact(folder: Path) -> Artefact:
     else:
         fitted = CertifiedHead(**{**values, "guarantee": Guarantee(**values["guarantee"])})
     return Artefact(fitted, tuple(facts["classes"]), facts["features"], facts["requests"])
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
