@@ -13,6 +13,7 @@ from expunge.cli import (
     attack,
     bench,
     canary,
+    dashboard,
     diagnose,
     evidence,
     linear,
@@ -47,6 +48,7 @@ _ORDER = (
     "desk",
     "request",
     "work",
+    "dashboard",
     "key",
     "certify",
     "verify",
@@ -119,6 +121,7 @@ app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
 app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS)(requests.work)
+app.add_typer(dashboard.dashboard_app, name="dashboard", rich_help_panel=_REQUESTS)
 app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.certify)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.verify)
