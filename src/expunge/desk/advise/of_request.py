@@ -19,7 +19,7 @@ from expunge.data.examples import Example
 from expunge.data.writing import write_examples
 from expunge.desk.advise.routes import Route, advise
 from expunge.desk.advise.rules import rules
-from expunge.desk.advise.situation import Situation, situation_from
+from expunge.desk.advise.situation import situation_from
 from expunge.desk.config import located
 from expunge.desk.lineage import Artefact, Lineage, read_lineage
 from expunge.desk.queue import current_model, forget_set

@@ -163,5 +163,5 @@ def _words(test: Any) -> str:
     if isinstance(test, Mapping):
         return " and ".join(f"{sign} {bound:g}" for sign, bound in test.items())
     if isinstance(test, list):
-        return " or ".join(map(str, test))
-    return {True: "yes", False: "no"}[test] if isinstance(test, bool) else str(test)
+        return " or ".join(map(_words, test))
+    return {True: "yes", False: "no", None: "unknown", "": "none"}.get(test, str(test))

@@ -104,10 +104,12 @@ class Situation(BaseModel):
         None, description="private training: its run folder, or EPSILON,DELTA,UNIT"
     )
     epsilon: float | None = Field(None, gt=0, description="largest epsilon for all records that is accepted")
-    below_saw: bool = Field(False, description="what adapter, shards or private run were made from saw the data too")
+    below_saw: bool | None = Field(
+        None, description="what adapter, shards or private run were made from saw the data too"
+    )
     base: str | None = Field(None, description="a checkpoint that never saw the data")
     data_kept: bool = Field(True, description="the training data is still there")
-    weights_leave: bool = Field(False, description="the weights are handed to others, who may train them further")
+    weights_leave: bool | None = Field(None, description="the weights are handed to others, who may train them further")
     reference: bool = Field(False, description="a model trained without the data is there to compare with")
     served: bool | None = Field(None, description="every answer passes through a server of ours")
     model: str | None = Field(None, description="name of the model in use among the artefacts")
