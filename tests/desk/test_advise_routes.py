@@ -17,7 +17,7 @@ from expunge.errors import RecipeError
 from expunge.runs import write_json
 
 APPROXIMATE = ["negative-preference", "weighted-ascent", "simple-preference", "misdirect-states"]
-CLEAN = {"below_saw": False}
+CLEAN = {"below_saw": False, "subjects": 1}
 
 
 def unknown(method: str, settings: Any) -> Prediction:
@@ -113,8 +113,9 @@ def test_what_each_may_claim(name: str, facts: dict[str, Any], claim: ClaimKind,
         ("negative-preference", {"data_kept": False}, "data that stays"),
         ("delete-adapter", {"adapter": "t"}, "not so, or not known"),
         ("quote-bound", {"private": "2,1e-6,sequence", **CLEAN}, "how many records"),
+        ("quote-bound", {"private": "2,1e-6,subject", "forget": 3, "below_saw": False}, "how many records or subjects"),
         ("quote-bound", {"private": "8,1e-6,sequence", "forget": 4, **CLEAN}, "delta of a group of 4 is 1 or more"),
-        ("quote-bound", {"private": "2,1e-6,subject", "subjects": 3, "epsilon": 5, **CLEAN},
+        ("quote-bound", {"private": "2,1e-6,subject", **CLEAN, "subjects": 3, "epsilon": 5},
          "epsilon 6 for 3 subjects together is more than the 5 that is accepted"),
         ("quote-bound", {"private": "no/such/run", "forget": 4, **CLEAN}, "no finished run of private training"),
         ("npo", {"order": True}, "ordered the models destroyed"),
@@ -145,7 +146,7 @@ def test_a_bound_is_asked_of_its_run(tmp_path: Path) -> None:
     }  # fmt: skip
     write_json(tmp_path / "run.json", {"status": "finished", "name": "p", "privacy": statement,
                                        "model": {"result_digest": "d"}})  # fmt: skip
-    facts = {"private": str(tmp_path), "subjects": 2, **CLEAN}
+    facts = {"private": str(tmp_path), **CLEAN, "subjects": 2}
     assert "epsilon 3 and delta 8.96e-07 hold for 2 subjects together" in named(routes(facts), "quote-bound").sentence
     many = named(routes(facts | {"subjects": 10}), "quote-bound")
     assert "1 to 9 records" in many.why_not

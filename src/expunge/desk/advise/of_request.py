@@ -93,7 +93,9 @@ def situation_of(desk: Desk, request: str, folder: Path) -> dict[str, Any]:
     found = forget_set(desk, request) if desk.path(request, "forget.jsonl").exists() else []
     if found:
         corpora = desk.corpora()
-        facts |= {"forget": len(found), "dataset": sum(map(len, corpora.values()))}
+        subjects = {example.subject for example in found}
+        facts |= {"forget": len(found), "dataset": sum(map(len, corpora.values())),
+                  "subjects": len(subjects) if all(subjects) else None}  # fmt: skip
         facts["recipe"] = _recipe(desk, model, found, corpora, folder)
     lineage = _lineage(desk)
     if lineage is not None:

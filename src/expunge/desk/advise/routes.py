@@ -74,10 +74,10 @@ def advise(situation: Situation, *, predict: Predictor | None = None) -> list[Ro
         predict: estimates time and memory of a method under settings; by default through the situation's recipe.
     """
     known, found = rules(), []
-    facts = facts_of(situation)
+    facts, predict = facts_of(situation), predict or planned(situation)
     for rule in known.routes:
         if holds(rule.listed, facts):
-            rank, route = _route(rule, known, situation, facts, predict or planned(situation))
+            rank, route = _route(rule, known, situation, facts, predict)
             seconds = math.inf if route.predicted_seconds is None else route.predicted_seconds
             found.append(((not route.possible, _too_weak(rule, situation), rank, seconds), route))
     return [route for _, route in sorted(found, key=lambda pair: pair[0])]
@@ -98,7 +98,7 @@ def facts_of(situation: Situation) -> dict[str, Any]:
         "artefacts_list": _listed([one for one in saw if one.reachable], bare=True) or "the models that are listed",
         "model_text": situation.model or "the model in use",
         "records": "the records" if situation.forget is None else f"{situation.forget:,} records",
-        "people": "one subject" if situation.subjects == 1 else f"{situation.subjects:,} subjects",
+        "people": {None: "the data", 1: "one subject"}.get(situation.subjects, f"{situation.subjects} subjects"),
     }  # fmt: skip
 
 

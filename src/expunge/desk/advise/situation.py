@@ -86,7 +86,7 @@ class Situation(BaseModel):
     wanted: ClaimKind | None = Field(None, description="the least claim that is wanted")
     order: bool = Field(False, description="an authority ordered the models destroyed (disgorgement)")
     forget: int | None = Field(None, ge=1, description="records that are meant")
-    subjects: int = Field(1, ge=1, description="people or tenants that are meant")
+    subjects: int | None = Field(None, ge=1, description="people or tenants that are meant")
     dataset: int | None = Field(None, ge=1, description="records that the model was trained on")
     parameters: int | None = Field(None, ge=1, description="weights of the model")
     memory_bytes: Annotated[int | None, BeforeValidator(_bytes)] = Field(
