@@ -18,6 +18,7 @@ from expunge.cli import (
     diagnose,
     evidence,
     linear,
+    locate,
     lookup,
     measure,
     private,
@@ -49,6 +50,7 @@ _ORDER = (
     "desk",
     "request",
     "advise",
+    "locate",
     "work",
     "dashboard",
     "key",
@@ -123,6 +125,7 @@ app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
 app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(advise.advise)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(locate.locate)
 app.command(rich_help_panel=_REQUESTS)(requests.work)
 app.add_typer(dashboard.dashboard_app, name="dashboard", rich_help_panel=_REQUESTS)
 app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)

@@ -88,12 +88,15 @@ class RouteFact(Fact):
     """A route that was advised; `sentence` is what may be said afterwards."""
 
     name: str
+    title: str
     method: str | None
-    claim: ClaimKind
+    claim: ClaimKind | None
     possible: bool
     why_not: str
     reasons: tuple[str, ...]
     sentence: str
+    how: str
+    besides: tuple[str, ...]
     settings: dict[str, Any]
     predicted_seconds: float | None
     predicted_bytes: int | None

@@ -127,13 +127,7 @@ class Office:
             raise RecipeError("name a method or a route", field="method", remedy="Choose one of them")
         if method:
             return self.desk.plan(request, method, actor=person.name, settings={})
-        found = next((one for one in self.desk.advise(request) if one.name == route), None)
-        if found is None or not found.possible or found.method is None:
-            raise RecipeError("cannot be planned", field="route", value=route, remedy="Choose one that is possible")
-        return self.desk.plan(
-            request, found.method, actor=person.name, route=found.name, settings=found.settings,
-            reasons=found.reasons, sentence=found.sentence, predicted=(found.predicted_seconds, found.predicted_bytes),
-        )  # fmt: skip
+        return self.desk.plan_route(request, route, actor=person.name)
 
     def approve(self, person: Person, request: str, plan: str) -> RequestView:
         """Approve the plan of a request, by the digest of the plan that was looked at.

@@ -26,8 +26,10 @@ def check_address(host: str, *, open_to_network: bool) -> None:
         RecipeError: naming the flag.
     """
     if not is_loopback(host) and not open_to_network:
-        raise RecipeError("is reached from other machines, without encryption", field="--host", value=host,
-                          remedy="Listen on 127.0.0.1 behind a server with TLS, or insist: --open-to-network")  # fmt: skip
+        raise RecipeError(
+            "is reached from other machines, without encryption", field="--host", value=host,
+            remedy="Listen on 127.0.0.1 behind a server with TLS, or insist: --open-to-network",
+        )  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
