@@ -63,7 +63,13 @@ API = {
     ("POST", "/api/requests/{request_id}/approval"): {A},
 }
 #: What anybody sees who has no token.
-OPEN = {("GET", "/login"), ("POST", "/login"), ("GET", "/static/dashboard.css"), ("GET", "/static/dashboard.js")}
+OPEN = {
+    ("GET", "/login"),
+    ("POST", "/login"),
+    ("GET", "/static/dashboard.css"),
+    ("GET", "/static/dashboard.js"),
+    ("GET", "/static/icon.svg"),
+}
 ROWS = [*PAGES.items(), *API.items()]
 
 

@@ -18,7 +18,7 @@ from expunge.dashboard.access import SAFE, House, Person, session_of
 from expunge.dashboard.guards import LOOPBACK, Guard, Limits, Pace
 from expunge.dashboard.office import Office
 from expunge.dashboard.refusals import Unknown, status_of
-from expunge.dashboard.rendering import page, script, style
+from expunge.dashboard.rendering import page, static, style
 from expunge.dashboard.sessions import Sessions
 from expunge.dashboard.tokens import TokenStore
 from expunge.desk.service import Desk
@@ -46,6 +46,7 @@ def create_app(
         app.include_router(router)
     app.add_api_route("/static/dashboard.css", _style, name="style", include_in_schema=False)
     app.add_api_route("/static/dashboard.js", _script, name="script", include_in_schema=False)
+    app.add_api_route("/static/icon.svg", _icon, name="icon", include_in_schema=False)
     app.add_exception_handler(ExpungeError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -54,11 +55,19 @@ def create_app(
 
 
 def _style() -> Response:
-    return Response(style(), media_type="text/css", headers={"Cache-Control": "max-age=60"})
+    return _static(style(), "text/css")
 
 
 def _script() -> Response:
-    return Response(script(), media_type="text/javascript", headers={"Cache-Control": "max-age=60"})
+    return _static(static("dashboard.js"), "text/javascript")
+
+
+def _icon() -> Response:
+    return _static(static("icon.svg"), "image/svg+xml")
+
+
+def _static(text: str, kind: str) -> Response:
+    return Response(text, media_type=kind, headers={"Cache-Control": "max-age=60"})
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -159,12 +159,13 @@ def said(event: Event) -> str:
 
 def _scope(body: Mapping[str, Any]) -> str:
     ways = ", ".join(f"{name} {count}" for name, count in body["by_way"].items())
-    return (f"Located {_count(body['records'], 'record')}{f' ({ways})' if ways else ''}; "
-            f"{_count(body['artefacts'], 'artefact')} saw them; "
-            f"{_count(body['not_searched'], 'place')} could not be searched")  # fmt: skip
+    return (f"Located {counted(body['records'], 'record')}{f' ({ways})' if ways else ''}; "
+            f"{counted(body['artefacts'], 'artefact')} saw them; "
+            f"{counted(body['not_searched'], 'place')} could not be searched")  # fmt: skip
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -177,7 +178,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "approval": lambda body: f"Approved plan {body['plan_digest'][:12]}",
     "run": lambda body: f"Run {body['run']} began",
     "audit": lambda body: f"Measured: policy {'met' if body['policy_met'] else 'not met'}; "
-                          f"{_count(body['runs_tried'], 'run')} tried",
+                          f"{counted(body['runs_tried'], 'run')} tried",
     "certificate": lambda body: f"Certificate signed ({body['claim']})",
     "partial": lambda body: f"Partial result signed; not met: {'; '.join(body['unmet'])}",
     "failure": lambda body: f"The run failed: {body['error']}",

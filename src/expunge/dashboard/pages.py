@@ -12,12 +12,13 @@ from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingRes
 
 from expunge.dashboard.access import Person, house, page_gate, person
 from expunge.dashboard.charts import MOST_COMPARED, comparison, curves_of, result_of, run_facts
-from expunge.dashboard.facts import WAY, RequestFact, event_fact, request_detail, request_fact
+from expunge.dashboard.facts import WAY, RequestFact, counted, event_fact, request_detail, request_fact
 from expunge.dashboard.office import NOTICES, Office, method_names, moves
 from expunge.dashboard.progress import progress_of
 from expunge.dashboard.refusals import Absent
 from expunge.dashboard.rendering import page
 from expunge.dashboard.roles import Role
+from expunge.desk.intake import RequestFile
 from expunge.ledger.canonical import canonical
 from expunge.ledger.states import State, allowed
 from expunge.ledger.store import RequestView
@@ -55,7 +56,7 @@ def _in_group(row: RequestFact, group: str, who: Person) -> bool:
     if group in ("late", "soon"):
         return row.urgency == group
     if group == "mine":
-        return row.next_role is who.role
+        return row.next_role is who.role and row.days_left is not None
     return row.state in (State.APPROVED, State.RUNNING, State.AUDITED)
 
 
@@ -83,9 +84,10 @@ def _about(at: Office, who: Person, view: RequestView) -> dict[str, Any]:
     names = NOTICES if staff else NOTICES[:1]
     runs = at.desk.folder / "runs"
     options = allowed(view.state, held_in=view.held_in)
+    wanted = at.desk.request_file(view.id) if who.role in (Role.OPERATOR, Role.REQUESTER) else None
     return {
         "row": detail, "way": WAY, "reached": _reached(view), **_live(at, who, view),
-        "wanted": at.desk.request_file(view.id) if who.role in (Role.OPERATOR, Role.REQUESTER) else None,
+        "wanted": wanted, "meant": "" if wanted is None else _meant(wanted),
         "result": result_of(runs / measured[-1]) if staff and measured and measured[-1] == tried[-1] else None,
         "measured": measured if staff else [], "notices": [name for name in names if (folder / name).is_file()],
         "own_plan": detail.plan is not None and at.desk.config.four_eyes and detail.plan.by == who.name,
@@ -94,6 +96,12 @@ def _about(at: Office, who: Person, view: RequestView) -> dict[str, Any]:
         "can_extend": detail.days_left is not None and not detail.extended,
         "methods": method_names() if who.can("plan") and State.PLANNED in options else [],
     }  # fmt: skip
+
+
+def _meant(file: RequestFile) -> str:
+    """Say how many names, ids and texts a request gives."""
+    given = ((file.identifiers, "name"), (file.record_ids, "record id"), (file.samples, "text"))
+    return ", ".join(counted(len(found), noun) for found, noun in given if found)
 
 
 def _certificate(at: Office, view: RequestView) -> bool:
@@ -130,7 +138,9 @@ def routes(request: Request, request_id: Name) -> HTMLResponse:
     """Show the routes that fit a request, best first."""
     at, who = house(request).office, person(request)
     view = at.request(who, request_id)
-    return page(request, "routes.html", who, row=request_fact(view, at.clock()), routes=at.desk.advise(view.id),
+    found = at.desk.advise(view.id)
+    return page(request, "routes.html", who, row=request_fact(view, at.clock()),
+                routes=[one for one in found if one.possible], others=[one for one in found if not one.possible],
                 can_plan=State.PLANNED in allowed(view.state, held_in=view.held_in))  # fmt: skip
 
 

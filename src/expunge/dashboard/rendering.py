@@ -63,13 +63,7 @@ def page(request: Request, name: str, person: Person | None, *, status: int = 20
 @cache
 def style() -> str:
     """Return the style sheet: that of the report, and what the dashboard adds."""
-    return CSS + _static("dashboard.css")
-
-
-@cache
-def script() -> str:
-    """Return the script."""
-    return _static("dashboard.js")
+    return CSS + static("dashboard.css")
 
 
 @pass_context
@@ -79,7 +73,9 @@ def _csrf(context: Context) -> Markup:
     return Markup('<input type="hidden" name="csrf" value="{}">').format(value)
 
 
-def _static(name: str) -> str:
+@cache
+def static(name: str) -> str:
+    """Return a file that every page loads."""
     return (files("expunge.dashboard") / "static" / name).read_text("utf-8")
 
 
