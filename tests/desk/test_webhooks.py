@@ -87,9 +87,7 @@ def test_a_receiver_refuses_what_was_changed_forged_or_kept_for_later() -> None:
             check_signature(SECRET, header, body, now=moment)
 
 
-def test_changes_of_state_arrive_signed_in_order_and_hold_nothing_of_a_person(
-    tmp_path: Path, receiver: Receiver
-) -> None:
+def test_changes_of_state_arrive_in_order_and_hold_nothing_of_a_person(tmp_path: Path, receiver: Receiver) -> None:
     desk = desk_for(tmp_path / "desk", receiver.url)
     hand_in(desk, "before")
     made = subscribe(desk, receiver.url)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +50,7 @@ def dashboard(
         return
     for module in ("fastapi", "uvicorn", "jinja2", "multipart"):
         require(module, "serve")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a server opens nothing on the network, also for a model's name
     quiet_libraries()
     limit_threads(None)
     from expunge.dashboard import server

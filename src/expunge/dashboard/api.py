@@ -234,10 +234,8 @@ def locate(request: Request, request_id: Name) -> RequestFact:
 @router.get("/requests/{request_id}/routes", name="api_routes")
 def routes(request: Request, request_id: Name) -> list[RouteFact]:
     """Return the routes that fit a request, best first."""
-    at = house(request).office
-    view = at.request(person(request), request_id)
-    return [RouteFact(**{name: getattr(route, name) for name in RouteFact.model_fields})
-            for route in at.desk.advise(view.id)]  # fmt: skip
+    found = house(request).office.advise(person(request), request_id)
+    return [RouteFact(**{name: getattr(route, name) for name in RouteFact.model_fields}) for route in found]
 
 
 @router.post("/requests/{request_id}/plan", name="api_plan", status_code=201)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock, Thread
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from expunge.dashboard.access import Person
 from expunge.dashboard.refusals import Absent
 from expunge.dashboard.roles import Role
+from expunge.desk.advise.routes import Route
 from expunge.desk.intake import RequestFile
 from expunge.desk.service import Desk, PlanFile
 from expunge.errors import ExpungeError, InputDataError, RecipeError
@@ -116,6 +118,16 @@ class Office:
                               remedy="Verify it first")  # fmt: skip
         self.searches.begin(request, person.name)
 
+    def advise(self, person: Person, request: str) -> list[Route]:
+        """Return the routes that fit a request, best first.
+
+        Raises:
+            InputDataError: if the model in use is not there.
+        """
+        self.request(person, request)
+        with _reading_models():
+            return self.desk.advise(request)
+
     def plan(self, person: Person, request: str, *, method: str = "", route: str = "") -> PlanFile:
         """Plan a request by an advised route, or by a method with the settings of the desk.
 
@@ -127,7 +139,8 @@ class Office:
             raise RecipeError("name a method or a route", field="method", remedy="Choose one of them")
         if method:
             return self.desk.plan(request, method, actor=person.name, settings={})
-        return self.desk.plan_route(request, route, actor=person.name)
+        with _reading_models():
+            return self.desk.plan_route(request, route, actor=person.name)
 
     def approve(self, person: Person, request: str, plan: str) -> RequestView:
         """Approve the plan of a request, by the digest of the plan that was looked at.
@@ -234,7 +247,8 @@ class Searches:
 
     def _search(self, request: str, actor: str) -> None:
         try:
-            self._desk.locate(request, actor=actor)
+            with _reading_models():
+                self._desk.locate(request, actor=actor)
         except ExpungeError as error:
             self._ended[request] = f"{error.problem}. {error.remedy}".strip()
         finally:
@@ -250,6 +264,20 @@ def moves(view: RequestView) -> tuple[State, ...]:
 def method_names() -> list[tuple[str, str]]:
     """Return (name, title) of every method that a plan may name."""
     return [(name, method.card.title) for name, method in sorted(methods().items())]
+
+
+@contextmanager
+def _reading_models() -> Iterator[None]:
+    """Say of a model that is neither here nor kept from the hub that it cannot be read.
+
+    Raises:
+        InputDataError: in place of what the library raises.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputDataError("a model or file of the desk cannot be read", field="desk", value=type(error).__name__,
+                             remedy="Look at the paths in desk.yaml") from error  # fmt: skip
 
 
 def _sees(person: Person, view: RequestView) -> bool:

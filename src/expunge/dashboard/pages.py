@@ -138,7 +138,7 @@ def routes(request: Request, request_id: Name) -> HTMLResponse:
     """Show the routes that fit a request, best first."""
     at, who = house(request).office, person(request)
     view = at.request(who, request_id)
-    found = at.desk.advise(view.id)
+    found = at.advise(who, view.id)
     return page(request, "routes.html", who, row=request_fact(view, at.clock()),
                 routes=[one for one in found if one.possible], others=[one for one in found if not one.possible],
                 can_plan=State.PLANNED in allowed(view.state, held_in=view.held_in))  # fmt: skip
