@@ -15,6 +15,8 @@ pytest.importorskip("fastapi", reason="the dashboard needs the extra `serve`")
 
 from dashboard_world import BASE, NAMES, Door, csrf_of, hand_in, light_desk, post
 
+import expunge.dashboard
+from expunge.claims import lint
 from expunge.dashboard.guards import LARGEST_BODY, Limits, Pace
 from expunge.dashboard.refusals import TooMany
 from expunge.dashboard.roles import Role
@@ -24,6 +26,7 @@ from expunge.dashboard.tokens import TokenStore
 from expunge.errors import RecipeError
 from expunge.ledger.states import State
 
+PACKAGE = Path(expunge.dashboard.__file__).parent
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -172,6 +175,13 @@ def test_pages_hold_nothing_that_the_policy_would_stop(door: Door) -> None:
     for path in ("/", "/intake", "/verify", "/runs", "/requests/r2", "/login", "/requests/none"):
         text = door.page(Role.OPERATOR).get(path).text
         assert not re.search(r"\son\w+=|\sstyle=|<style|<script(?![^>]* src=)|javascript:|https?://", text), path
+
+
+def test_no_template_says_what_may_not_be_said() -> None:
+    files = [path for path in (PACKAGE / "templates").iterdir()]
+    assert len(files) > 10
+    for path in files:
+        assert lint(path.read_text()) == [], path.name
 
 
 def test_foreign_host_names_are_refused(door: Door) -> None:

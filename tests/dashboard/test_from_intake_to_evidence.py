@@ -84,6 +84,18 @@ def test_the_page_shows_what_was_measured_and_no_example(door: Door, request_id:
     assert f"/requests/{request_id}/certificate" in requester
 
 
+def test_what_was_found_and_not_searched_is_shown_to_staff(door: Door, request_id: str) -> None:
+    text = door.page(Role.APPROVER).get(f"/requests/{request_id}").text
+    assert "What was found" in text
+    assert "Not searched" in text
+    assert "What was found" not in door.page(Role.REQUESTER).get(f"/requests/{request_id}").text
+    path = door.desk.path(request_id, "scope.json")
+    whole = path.read_text()
+    path.write_text(whole.replace('"found": ', '"found": 1'))
+    assert "What was found" not in door.page(Role.APPROVER).get(f"/requests/{request_id}").text
+    path.write_text(whole)
+
+
 def test_the_certificate_and_the_report_are_sent_as_files(door: Door, request_id: str) -> None:
     raw = (door.desk.path(request_id) / "certificate.dsse.json").read_bytes()
     answer = door.page(Role.REQUESTER).get(f"/requests/{request_id}/certificate")

@@ -154,7 +154,8 @@ def event_fact(event: Event) -> EventFact:
 
 def said(event: Event) -> str:
     """Say what an entry says, in a few words of ours."""
-    return _WORDS.get(event.kind, lambda body: event.kind)(event.body)
+    words = _WORDS.get(event.kind)
+    return event.kind if words is None else words(event.body)
 
 
 def _scope(body: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,8 +17,10 @@ from expunge.dashboard.refusals import Absent
 from expunge.dashboard.roles import Role
 from expunge.desk.advise.routes import Route
 from expunge.desk.intake import RequestFile
+from expunge.desk.locate.scope import Scope
 from expunge.desk.service import Desk, PlanFile
 from expunge.errors import ExpungeError, InputDataError, RecipeError
+from expunge.ledger.canonical import digest
 from expunge.ledger.dsse import read_envelope
 from expunge.ledger.keys import trusted_keys
 from expunge.ledger.revocations import revocation_list
@@ -161,6 +164,17 @@ class Office:
         except InputDataError:
             return None
 
+    def scope_of(self, view: RequestView) -> Scope | None:
+        """Return what was searched and found for a request; None if nothing is there that the ledger vouches for."""
+        event, path = view.last("scope"), self.desk.path(view.id, "scope.json")
+        if event is None or not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            return Scope.model_validate(values) if digest(values) == event.body["scope_digest"] else None
+        except ValueError:
+            return None
+
     def certificate(self, person: Person, request: str) -> bytes:
         """Return the certificate of a request.
 
@@ -194,10 +208,10 @@ class Office:
     def _model_of(self, raw: bytes, events: Sequence[Event]) -> Path:
         nowhere = Path("unknown to the ledger")
         try:
-            digest = read_envelope(raw).digest
+            found = read_envelope(raw).digest
         except ExpungeError:
             return nowhere
-        issued = [e for e in events if e.kind in ("certificate", "partial") and e.body["certificate_digest"] == digest]
+        issued = [e for e in events if e.kind in ("certificate", "partial") and e.body["certificate_digest"] == found]
         if not issued:
             return nowhere
         runs = [e for e in events if e.kind == "run" and e.request == issued[0].request and e.seq < issued[0].seq]

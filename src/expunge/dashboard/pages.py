@@ -87,6 +87,7 @@ def _about(at: Office, who: Person, view: RequestView) -> dict[str, Any]:
     wanted = at.desk.request_file(view.id) if who.role in (Role.OPERATOR, Role.REQUESTER) else None
     return {
         "row": detail, "way": WAY, "reached": _reached(view), **_live(at, who, view),
+        "scope": at.scope_of(view) if staff else None,
         "wanted": wanted, "meant": "" if wanted is None else _meant(wanted),
         "result": result_of(runs / measured[-1]) if staff and measured and measured[-1] == tried[-1] else None,
         "measured": measured if staff else [], "notices": [name for name in names if (folder / name).is_file()],
@@ -191,7 +192,7 @@ def compare(request: Request, run: Annotated[list[Annotated[str, Query(pattern=N
             ) -> HTMLResponse:  # fmt: skip
     """Show several runs beside each other."""
     chosen = list(dict.fromkeys(run))[:MOST_COMPARED]
-    shown = comparison(house(request).office.desk.folder / "runs", chosen)
+    shown: dict[str, Any] = {**comparison(house(request).office.desk.folder / "runs", chosen)}
     return page(request, "compare.html", person(request), names=chosen, **shown)
 
 
