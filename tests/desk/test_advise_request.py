@@ -19,7 +19,9 @@ from expunge.claims import ClaimKind, lint
 from expunge.data.loaders import load_examples
 from expunge.desk.advise.of_request import lineage_facts, memory_of, situation_of
 from expunge.desk.advise.routes import Route
+from expunge.desk.intake import RequestFile
 from expunge.desk.lineage import Lineage
+from expunge.desk.queue import work
 from expunge.desk.service import Desk
 from expunge.errors import RecipeError
 from expunge.ledger.states import State
@@ -168,6 +170,31 @@ def test_a_deadline_that_is_over_leaves_nothing_that_takes_time(desk: Desk) -> N
     assert [route.name for route in routes if route.possible] == ["quote-bound"]
 
 
+def test_an_advised_plan_is_located_approved_and_worked_off(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "desk", lineage="lineage.yaml")
+    (desk.folder / "lineage.yaml").write_text(yaml.safe_dump(LINEAGE))
+    os.symlink(desk.folder / "base", desk.folder / "start")
+    person = desk.corpora()["archive"][0].subject
+    ids = tuple(example.id for example in desk.corpora()["archive"] if example.subject == person)
+    desk.intake(RequestFile(id="r1", requester="case-1", record_ids=ids), actor="op")
+    desk.move("r1", State.VERIFIED, actor="op")
+    desk.locate("r1", actor="op")
+    made = desk.plan_route("r1", "retrain", actor="op")
+    desk.approve("r1", actor="boss")
+    work(desk)
+    view = desk.ledger.request("r1")
+    assert view.state == State.CERTIFIED
+    run = view.last("run")
+    certificate = view.last("certificate")
+    assert run is not None
+    assert certificate is not None
+    assert run.body["plan_digest"] == made.digest
+    assert certificate.body["claim"] == "exact"
+    routes = desk.advise("r1")
+    assert not any(route.name == "quote-bound" for route in routes)  # the model in use is no longer the private one
+    assert named(routes, "retrain").settings == {"model": {"base": str(desk.folder / "start")}}
+
+
 TREE = Lineage.model_validate({
     "artefacts": [
         {"name": "base", "kind": "base", "trained_on": ["web"]},
@@ -223,7 +250,8 @@ def test_shards_say_which_share_is_read_again(tmp_path: Path) -> None:
     desk = with_model(desk, "shards/model")
     bring_in(desk, "r1", 0, upto=State.LOCATED)
     routes = desk.advise("r1")
-    assert [route.name for route in routes if route.possible][:2] == ["retrain-shards", "retrain"]
+    assert [route.name for route in routes if route.possible] == ["retrain-shards", "retrain", "suppress"]
+    assert "several that answer together" in named(routes, "negative-preference").why_not
     shards, retrain = named(routes, "retrain-shards"), named(routes, "retrain")
     found = load_examples(str(desk.path("r1", "forget.jsonl")), name="forget")
     takes = sisa_forget(desk.folder / "shards", ids={example.id for example in found}, dry_run=True)
@@ -233,7 +261,6 @@ def test_shards_say_which_share_is_read_again(tmp_path: Path) -> None:
     assert shards.predicted_seconds is not None
     assert retrain.predicted_seconds is not None
     assert 0 < shards.predicted_seconds < retrain.predicted_seconds + 1
-    assert named(routes, "suppress").possible
 
 
 def test_without_a_lineage_run_folders_say_where_to_retrain_from(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from expunge.desk.locate.output import lineage_of
 from expunge.desk.queue import current_model, forget_set
 from expunge.errors import InputDataError, RecipeError, nearest
 from expunge.models.config import ModelConfig
+from expunge.models.loading import ENSEMBLE
 from expunge.models.shape import model_shape
 from expunge.recipe import merge
 from expunge.runs import write_json
@@ -90,7 +91,7 @@ def situation_of(desk: Desk, request: str, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "need": rules().needs_of[view.what], "deadline_seconds": view.days_left(desk.now()) * 86_400,
         "reference": desk.config.reference is not None, "parameters": model_shape(config).parameters,
-        "memory_bytes": memory_of(device_of(config)),
+        "memory_bytes": memory_of(device_of(config)), "ensemble": (Path(model) / ENSEMBLE).exists(),
     }  # fmt: skip
     found = forget_set(desk, request) if desk.path(request, "forget.jsonl").exists() else []
     if found:

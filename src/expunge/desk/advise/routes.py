@@ -96,6 +96,7 @@ def facts_of(situation: Situation) -> dict[str, Any]:
         "artefacts_text": _listed(saw, bare=True), "others_text": _listed(here),
         "out_of_reach_text": _listed(out_of_reach, bare=True),
         "artefacts_list": _listed([one for one in saw if one.reachable], bare=True) or "the models that are listed",
+        "base_name": None if situation.base is None else "/".join(Path(situation.base).parts[-2:]),
         "model_text": situation.model or "the model in use",
         "records": "the records" if situation.forget is None else f"{situation.forget:,} records",
         "people": {None: "the data", 1: "one subject"}.get(situation.subjects, f"{situation.subjects} subjects"),
