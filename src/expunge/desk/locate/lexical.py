@@ -145,8 +145,8 @@ class NearDuplicates:
         budget.take(32 * config.permutations * len(self._samples), "the MinHash signatures of the samples")
         self._any = frozenset[Gram]().union(*self._samples)
         self._empty = MinHash(num_perm=config.permutations, seed=1)
-        # A sample that is not named is not found; one too many costs a comparison.
-        self._index = MinHashLSH(threshold=self._least, num_perm=config.permutations, weights=(0.1, 0.9))
+        # A sample that is not named is not found, and one too many costs a comparison: so more are named.
+        self._index = MinHashLSH(threshold=0.7 * self._least, num_perm=config.permutations, weights=(0.1, 0.9))
         for number, sample in enumerate(self._samples):
             if sample:
                 self._index.insert(number, self._signature(sample))
