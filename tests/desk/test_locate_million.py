@@ -94,6 +94,5 @@ def test_everything_planted_is_found_within_the_bound(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_a_million_rows_are_searched_within_the_bound(tmp_path: Path) -> None:
     told = check(tmp_path, 1_000_000)
-    print(f"grown by {told['grown']:.0f} MiB, found {told['by_way']}")
     assert told["grown"] <= BOUND  # type: ignore[operator]
     assert (tmp_path / "web.jsonl").stat().st_size > 3 * BOUND << 20

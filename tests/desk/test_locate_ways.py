@@ -9,7 +9,7 @@ import pytest
 
 from expunge.data.examples import Example, Turn
 from expunge.desk.locate.config import LEXICAL, Corpus, LocateConfig, Subject, Way
-from expunge.desk.locate.lexical import Budget, Matcher, NearDuplicates, Passages
+from expunge.desk.locate.lexical import Boilerplate, Budget, Matcher, NearDuplicates, Passages
 from expunge.desk.locate.words import Phrases, folded, grams, words
 from expunge.errors import RecipeError
 
@@ -82,6 +82,34 @@ def test_near_duplicates_are_those_of_a_naive_search() -> None:
 
 def matched(example: Example, **looked_for: tuple[str, ...]) -> set[Way]:
     return set(Matcher(Subject(**looked_for), LocateConfig(), Budget(16)).ways(example))
+
+
+def test_what_every_row_says_does_not_count() -> None:
+    """Of 100 rows, `a b` stands in 6 and `b c` in 5: above a share of 5% is the first alone; few rows are never many."""
+    budget = Budget(16)
+    rows = [Example(id="", prompt="", answer=text, kind="text") for text in ["a b c"] * 5 + ["a b"] + ["x y"] * 94]
+    boilerplate = Boilerplate([list("abc"), list("bcd")], [2], budget)
+    for row in rows:
+        boilerplate.count(row)
+    assert boilerplate.common(0.05) == {("a", "b")}
+    assert boilerplate.common(0.04) == {("a", "b"), ("b", "c")}
+    few = Boilerplate([list("abc")], [2, 3], budget)
+    for row in rows[:4]:
+        few.count(row)
+    assert few.common(0.01) == frozenset()
+    few.count(rows[4])
+    assert few.common(0.01) == {("a", "b"), ("b", "c"), ("a", "b", "c")}
+
+
+def test_common_ngrams_count_on_neither_side() -> None:
+    config = LocateConfig(ngram=2, overlap=0.5, shingle=2, near=0.3)
+    common = {("a", "b"), ("b", "c")}
+    passages = Passages([list("abcde")], config, Budget(16), common)
+    assert passages.overlap(list("abcxy")) == 0.0
+    assert passages.overlap(list("abcdx")) == 0.5  # cd of cd, dx
+    near = NearDuplicates([list("abcde")], config, Budget(16), common)
+    assert near.jaccard(list("abcxy")) == 0.0
+    assert near.jaccard(list("abcdx")) == pytest.approx(1 / 3)  # cd of cd, de, dx
 
 
 def test_each_way_sees_what_it_is_for() -> None:
