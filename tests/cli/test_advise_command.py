@@ -119,6 +119,27 @@ def test_advice_and_plan_of_a_request(tmp_path: Path) -> None:
     assert code == 2
 
 
+def test_time_and_memory_from_a_recipe(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "desk")
+    rows = (desk.folder / "data" / "train_full.jsonl").read_text().splitlines()
+    for name, part in (("forget", rows[:5]), ("retain", rows[50:90])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(part))
+    recipe = {"model": {"path": str(desk.folder / "base")}, "training": {"max_steps": 4},
+              "data": {"forget": str(tmp_path / "forget.jsonl"), "retain": str(tmp_path / "retain.jsonl")}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    words = ("advise", "--recipe", tmp_path / "recipe.yaml", "--json")
+    routes = {route["name"]: route for route in json.loads(call(*words)[1])}
+    found = routes["negative-preference"]
+    assert found["predicted_seconds"] > 0
+    assert found["predicted_bytes"] > 500 << 20
+    tight = {route["name"]: route for route in json.loads(call(*words, "--memory", "100MiB")[1])}
+    assert not tight["negative-preference"]["possible"]
+    assert tight["negative-preference"]["settings"]["training"]["lora"] == {"r": 8}
+    (tmp_path / "retain.jsonl").unlink()
+    gone = {route["name"]: route for route in json.loads(call(*words)[1])}
+    assert "data.retain: no such file" in gone["negative-preference"]["why_not"]
+
+
 def test_numbers_are_written_short() -> None:
     assert [_duration(x) for x in (None, 2.04, 90, 5_400, 200_000)] == ["–", "2.0 s", "1.5 min", "1.5 h", "2.3 d"]
     assert [_size(x) for x in (None, 600 << 20, 3 << 29)] == ["–", "600 MiB", "1.5 GiB"]
