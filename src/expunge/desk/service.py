@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,10 +30,14 @@ from expunge.ledger.canonical import digest
 from expunge.ledger.deadlines import deadline
 from expunge.ledger.keys import generate_key
 from expunge.ledger.salts import WHOLE_LEDGER, salted_digest
-from expunge.ledger.states import CLOSED, State
+from expunge.ledger.states import CLOSED, State, check_move
 from expunge.ledger.store import Event, Ledger, RequestView
 from expunge.methods.registry import get_method, parse_method
 from expunge.runs import write_json, write_text
+
+if TYPE_CHECKING:
+    from expunge.desk.advise.routes import Route
+    from expunge.desk.locate.scope import Located
 
 #: Name of the salt under which records are remembered for the next training.
 SUPPRESSION = "suppression"
@@ -194,6 +198,31 @@ class Desk:
             for name, source in self.config.corpora.items()
         }
 
+    def locate(self, request: str, *, actor: str) -> Located:
+        """Search the desk's corpora for what a request is about, and write down what was found and what was not.
+
+        If nothing was found, `nothing-found.json` in the request's folder says what was searched, for the refusal.
+
+        Raises:
+            RecipeError: in a state in which nothing is located, for settings that cannot be meant, and if nothing was
+                found.
+            InputDataError: if the request's file or a corpus cannot be read.
+        """
+        from expunge.desk.locate.output import locate_request, write_found
+
+        view = self.ledger.request(request)
+        check_move(view.state, State.LOCATED, held_in=view.held_in)
+        found = locate_request(self, request)
+        scope = found.scope
+        if not found.examples:
+            write_json(self.path(request, "nothing-found.json"), scope.to_dict())
+        self.scope(
+            request, found.examples, scope.to_dict(), actor=actor, by_way=scope.by_way,
+            artefacts=len(scope.artefacts), not_searched=len(scope.not_searched),
+        )  # fmt: skip
+        write_found(found, self.path(request))
+        return found
+
     def scope(
         self, request: str, found: Sequence[Example], scope: Mapping[str, Any], *, actor: str,
         by_way: Mapping[str, int], artefacts: int, not_searched: int,
@@ -246,6 +275,40 @@ class Desk:
         )  # fmt: skip
         self.ledger.append(body, actor=actor, request=request)
         return plan
+
+    def advise(self, request: str, asked: Mapping[str, Any] | None = None) -> list[Route]:
+        """Return the routes for a request, the best first; see `expunge.desk.advise.of_request.routes_of`."""
+        from expunge.desk.advise.of_request import routes_of
+
+        return routes_of(self, request, asked)
+
+    def plan_route(
+        self, request: str, name: str, *, actor: str, settings: Mapping[str, Any] | None = None
+    ) -> PlanFile:  # fmt: skip
+        """Write the plan of a request as it was advised: method, settings, reasons, sentence, time and memory.
+
+        Args:
+            request: its id.
+            name: of the route.
+            actor: who plans.
+            settings: laid over those of the route; what was estimated is then left out.
+
+        Raises:
+            RecipeError: for a route that is not there, not possible, or carried out by hand.
+        """
+        from expunge.desk.advise.of_request import named_route
+        from expunge.recipe import merge
+
+        route = named_route(self.advise(request), name)
+        return self.plan(
+            request, str(route.method), actor=actor, route=route.name, settings=merge(route.settings, settings or {}),
+            reasons=route.reasons, sentence=route.sentence,
+            predicted=(None, None) if settings else (route.predicted_seconds, route.predicted_bytes),
+        )  # fmt: skip
+
+    def now(self) -> datetime:
+        """Return the time by the desk's clock."""
+        return self._clock()
 
     def plan_file(self, request: str) -> PlanFile:
         """Return the plan of a request, checked against the digest in the ledger.
