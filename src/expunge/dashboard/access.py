@@ -84,9 +84,9 @@ async def page_gate(request: Request) -> None:
     if found is None:
         raise Unknown("nobody is signed in", remedy="Sign in with your token")
     session, token = found
+    _admit(request, token, session.csrf)
     if request.method not in SAFE:
         await check_form(request, session.csrf)
-    _admit(request, token, session.csrf)
 
 
 def api_gate(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:

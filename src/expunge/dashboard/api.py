@@ -140,11 +140,12 @@ class LedgerState(Fact):
 
 
 _REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body cannot be read"},
     401: {"model": Problem, "description": "No token that counts"},
     403: {"model": Problem, "description": "Not for this role"},
     404: {"model": Problem, "description": "No such thing, or somebody else's"},
     409: {"model": Problem, "description": "The desk refuses"},
-    413: {"description": "The body is too large"},
+    413: {"model": Problem, "description": "The body is too large"},
     422: {"model": Problem, "description": "Not what is expected"},
     429: {"model": Problem, "description": "Too many requests"},
 }

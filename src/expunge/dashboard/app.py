@@ -92,7 +92,8 @@ def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     problem = {404: "no such page", 405: "not meant for this"}.get(error.status_code, str(error.detail))
-    return _answer(request, error.status_code, "", problem, "Look into the queue", dict(error.headers or {}))
+    remedy = "See /api/openapi.json" if _is_api(request) else "Look into the queue"
+    return _answer(request, error.status_code, "", problem, remedy, dict(error.headers or {}))
 
 
 def _answer(request: Request, status: int, field: str, problem: str, remedy: str, headers: dict[str, str] | None = None

@@ -10,7 +10,7 @@ from threading import Lock
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from expunge.dashboard.refusals import TooMany
@@ -93,7 +93,8 @@ class Guard:
             return await PlainTextResponse("unknown host name\n", 421)(scope, receive, answer)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > LARGEST_BODY:
-            return await PlainTextResponse("the body is too large\n", 413)(scope, receive, answer)
+            problem = {"field": "body", "problem": "is too large", "remedy": f"At most {LARGEST_BODY:,} bytes"}
+            return await JSONResponse(problem, 413)(scope, receive, answer)
         return await self._app(scope, _counted(receive), answer)
 
 

@@ -38,6 +38,7 @@ DONE = {
 FIELDS = ("what", "requester", "basis", "received", "identifiers", "record_ids", "samples")
 _SHOWS = {"late": "Late", "soon": "Due within a week", "mine": "Waiting for you", "work": "In the hands of a worker"}
 _ENTRIES = 100
+_CLOSED = 100
 
 
 @router.get("/", name="queue")
@@ -49,7 +50,7 @@ def queue(request: Request, show: str = "") -> HTMLResponse:
     chosen = groups.get(show, rows)
     return page(request, "queue.html", who, groups={name: len(found) for name, found in groups.items()}, titles=_SHOWS,
                 show=show if show in groups else "", open_rows=[row for row in chosen if row.days_left is not None],
-                closed_rows=[row for row in chosen if row.days_left is None], total=len(rows))  # fmt: skip
+                closed_rows=[row for row in chosen if row.days_left is None][::-1], most=_CLOSED, total=len(rows))  # fmt: skip
 
 
 def _in_group(row: RequestFact, group: str, who: Person) -> bool:

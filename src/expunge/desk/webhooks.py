@@ -85,15 +85,21 @@ def deliver(desk: Desk, *, now: float | None = None) -> int:
         desk: whose.
         now: seconds of Unix time; the real one by default.
     """
-    if not desk.config.webhooks or not subscriptions(desk):
-        return 0
     moment, taken = time.time() if now is None else now, 0
+    if not desk.config.webhooks or not _outstanding(desk, moment):
+        return 0
     with _held(desk) as known:
         for url in desk.config.webhooks:
             if url in known and known[url].next_try <= moment:
                 known[url], count = _deliver_to(desk, known[url], moment)
                 taken += count
     return taken
+
+
+def _outstanding(desk: Desk, moment: float) -> bool:
+    """Return whether some URL is to be told something now."""
+    newest = desk.ledger.head()[0]
+    return any(known.told < newest and known.next_try <= moment for known in subscriptions(desk))
 
 
 def notice_of(event: Event) -> dict[str, Any]:
