@@ -76,6 +76,8 @@ def test_the_page_shows_what_was_measured_and_no_example(door: Door, request_id:
     text = door.page(Role.AUDITOR).get(f"/requests/{request_id}").text
     assert "What was measured" in text
     assert "Not tested:" in text
+    assert "forget.probability at most 1" in text
+    assert "✓ met" in text
     assert "<svg" in text
     for line in (door.desk.path(request_id) / "forget.jsonl").read_text().splitlines():
         assert json.loads(line)["answer"] not in text

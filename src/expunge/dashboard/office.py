@@ -19,11 +19,12 @@ from expunge.desk.advise.routes import Route
 from expunge.desk.intake import RequestFile
 from expunge.desk.locate.scope import Scope
 from expunge.desk.service import Desk, PlanFile
-from expunge.errors import ExpungeError, InputDataError, RecipeError
+from expunge.errors import ExpungeError, InputDataError, RecipeError, VerificationFailed
 from expunge.ledger.canonical import digest
 from expunge.ledger.dsse import read_envelope
 from expunge.ledger.keys import trusted_keys
 from expunge.ledger.revocations import revocation_list
+from expunge.ledger.statement import PolicyHeld, statement_from
 from expunge.ledger.states import State, allowed
 from expunge.ledger.store import Event, RequestView
 from expunge.ledger.verify import Verification, verify_certificate
@@ -173,6 +174,16 @@ class Office:
             values = json.loads(path.read_text("utf-8"))
             return Scope.model_validate(values) if digest(values) == event.body["scope_digest"] else None
         except ValueError:
+            return None
+
+    def held_of(self, view: RequestView) -> PolicyHeld | None:
+        """Return the limits that the certificate of a request speaks of, and whether each is met; None without one."""
+        path = self.desk.path(view.id, "certificate.dsse.json")
+        if not path.is_file():
+            return None
+        try:
+            return statement_from(read_envelope(path.read_bytes()).value()).predicate.policy
+        except (VerificationFailed, ValueError):
             return None
 
     def certificate(self, person: Person, request: str) -> bytes:

@@ -48,9 +48,11 @@ def queue(request: Request, show: str = "") -> HTMLResponse:
     rows = [request_fact(view, at.clock()) for view in at.requests(who)]
     groups = {name: [row for row in rows if _in_group(row, name, who)] for name in _SHOWS}
     chosen = groups.get(show, rows)
+    open_rows = [row for row in chosen if row.days_left is not None]
+    closed_rows = [row for row in chosen if row.days_left is None][::-1]
     return page(request, "queue.html", who, groups={name: len(found) for name, found in groups.items()}, titles=_SHOWS,
-                show=show if show in groups else "", open_rows=[row for row in chosen if row.days_left is not None],
-                closed_rows=[row for row in chosen if row.days_left is None][::-1], most=_CLOSED, total=len(rows))  # fmt: skip
+                show=show if show in groups else "", open_rows=open_rows, closed_rows=closed_rows, most=_CLOSED,
+                total=len(rows))  # fmt: skip
 
 
 def _in_group(row: RequestFact, group: str, who: Person) -> bool:
@@ -88,7 +90,7 @@ def _about(at: Office, who: Person, view: RequestView) -> dict[str, Any]:
     wanted = at.desk.request_file(view.id) if who.role in (Role.OPERATOR, Role.REQUESTER) else None
     return {
         "row": detail, "way": WAY, "reached": _reached(view), **_live(at, who, view),
-        "scope": at.scope_of(view) if staff else None,
+        "scope": at.scope_of(view) if staff else None, "held": at.held_of(view),
         "wanted": wanted, "meant": "" if wanted is None else _meant(wanted),
         "result": result_of(runs / measured[-1]) if staff and measured and measured[-1] == tried[-1] else None,
         "measured": measured if staff else [], "notices": [name for name in names if (folder / name).is_file()],

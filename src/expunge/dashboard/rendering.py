@@ -20,7 +20,7 @@ from expunge.dashboard.access import Person
 from expunge.dashboard.roles import DUTIES, Role
 from expunge.ledger.states import State
 from expunge.report.style import CSS
-from expunge.report.words import check_page, duration
+from expunge.report.words import check_page, duration, number
 
 #: How a state looks: quiet, at work, good, careful, bad.
 LOOKS = {
@@ -36,7 +36,7 @@ def _environment() -> Environment:
         loader=PackageLoader("expunge.dashboard", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.filters |= {"day": _day, "moment": _moment, "days": _days, "words": _words, "duration": duration,
+    found.filters |= {"day": _day, "moment": _moment, "days": _days, "words": _words, "duration": duration, "number": number,
                       "size": _size, "look": lambda state: LOOKS.get(state, "quiet")}  # fmt: skip
     found.globals |= {"Role": Role, "State": State, "ClaimKind": ClaimKind, "DUTIES": DUTIES, "version": __version__,
                       "csrf": _csrf}  # fmt: skip
