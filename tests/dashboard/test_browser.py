@@ -167,6 +167,17 @@ def test_the_page_follows_a_run_by_itself(door: Door, address: str, chromium: Br
     page.close()
 
 
+def test_a_page_that_follows_a_run_leads_to_the_sign_in_when_the_session_ends(
+    door: Door, address: str, chromium: Browser
+) -> None:
+    hand_in(door.desk, "later", upto=State.APPROVED)
+    page, _ = signed_in(door, address, chromium, Role.OPERATOR)
+    page.goto(f"{address}/requests/later")
+    page.context.clear_cookies()
+    page.wait_for_url(f"{address}/login", timeout=8000)
+    page.close()
+
+
 def _failed() -> Any:
     from expunge.ledger.bodies import Failed
 

@@ -36,8 +36,8 @@ def _environment() -> Environment:
         loader=PackageLoader("expunge.dashboard", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.filters |= {"day": _day, "moment": _moment, "days": _days, "words": _words, "duration": duration, "number": number,
-                      "size": _size, "look": lambda state: LOOKS.get(state, "quiet")}  # fmt: skip
+    found.filters |= {"day": _day, "moment": _moment, "days": _days, "words": _words, "duration": duration,
+                      "number": number, "size": _size, "look": lambda state: LOOKS.get(state, "quiet")}  # fmt: skip
     found.globals |= {"Role": Role, "State": State, "ClaimKind": ClaimKind, "DUTIES": DUTIES, "version": __version__,
                       "csrf": _csrf}  # fmt: skip
     return found

@@ -33,7 +33,8 @@
     if (!part) return;
     if (!document.hidden) {
       try {
-        const answer = await fetch(part.dataset.poll, {credentials: "same-origin", redirect: "error"});
+        const answer = await fetch(part.dataset.poll, {credentials: "same-origin", redirect: "manual"});
+        if (answer.type === "opaqueredirect") return location.reload();  // the session has ended
         if (answer.ok) {
           const next = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("#live");
           if (!next || next.dataset.state !== part.dataset.state) return location.reload();
