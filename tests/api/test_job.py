@@ -212,6 +212,15 @@ def test_verbs_in_memory(target: nn.Module, fresh: Callable[[], nn.Module], enco
     assert report.to_html().startswith("<!DOCTYPE html>")
 
 
+def test_an_ensemble_is_not_unlearned_as_if_it_were_one_model(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble" / "ensemble.json").write_text("{}")
+    recipe = build_recipe(settings(world, model={"path": str(tmp_path / "ensemble")}))
+    with pytest.raises(RecipeError, match="members are trained apart"):
+        run(recipe, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_held_in_fewer_bits_needs_its_package_and_an_adapter(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from expunge.claims import ClaimKind
 from expunge.data.preparation import is_wanted
 from expunge.errors import RecipeError, require
 from expunge.methods.registry import get_method
+from expunge.models.loading import ENSEMBLE
 from expunge.recipe import Recipe
 
 
@@ -28,6 +32,11 @@ def check_needs(recipe: Recipe) -> None:
         raise RecipeError(
             f"method {card.name!r} needs the model that never saw the data", field="model.base",
             remedy="Give --base DIR",
+        )  # fmt: skip
+    if card.claim is not ClaimKind.EXACT and (Path(recipe.model.path) / ENSEMBLE).is_file():
+        raise RecipeError(
+            "is an ensemble, whose members are trained apart", field="model.path", value=recipe.model.path,
+            remedy="Forget with `expunge sisa forget` or `expunge tenants remove`, or retrain",
         )  # fmt: skip
     if recipe.model.quantised != "none":
         require("bitsandbytes", "quant")
