@@ -65,6 +65,15 @@ def test_webhooks_are_listed_with_what_is_missing(tmp_path: Path) -> None:
     assert (code, "not in the settings" in said) == (2, True)
 
 
+@pytest.mark.parametrize("urls", [[], ["http://127.0.0.1:9/hook"]])
+def test_work_sends_what_is_outstanding(tmp_path: Path, urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, sent = light_desk(tmp_path / "desk", webhooks=urls), []
+    monkeypatch.setattr("expunge.desk.webhooks.deliver", lambda office: sent.append(office.folder))
+    found = CliRunner().invoke(app, ["work", "--desk", str(desk.folder)])
+    assert found.exit_code == 0, found.output
+    assert sent == [desk.folder] * len(urls)
+
+
 def test_beyond_this_machine_only_by_insisting(tmp_path: Path) -> None:
     desk = light_desk(tmp_path / "desk")
     code, said = call("--desk", desk.folder, "--host", "0.0.0.0")
