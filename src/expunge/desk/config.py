@@ -29,6 +29,7 @@ class DeskConfig(BaseModel):
     columns: dict[str, str] = Field(default_factory=dict, description="our column names to those of the corpora")
     lineage: str | None = Field(None, description="file that says which artefacts saw which corpora")
     locate: LocateConfig = Field(LocateConfig(), description="by which ways the records of a request are found")
+    facts: dict[str, Any] = Field(default_factory=dict, description="facts for advice that the desk cannot know")
     recipe: dict[str, Any] = Field(default_factory=dict, description="settings under every plan, as in a recipe")
     policy: Policy = Field(description="thresholds that every run is held against")
     budget: UtilityBudget = Field(UtilityBudget(), description="how much utility one request may cost")
@@ -37,6 +38,7 @@ class DeskConfig(BaseModel):
     four_eyes: bool = Field(True, description="a plan is approved by another person than who made it")
     key: str = Field("keys/desk", description="file of the signing key")
     trusted: str = Field("keys", description="folder with the public keys that verification trusts")
+    webhooks: tuple[str, ...] = Field((), description="URLs that are told of changes of state; see docs: dashboard")
 
 
 def read_config(folder: Path) -> DeskConfig:

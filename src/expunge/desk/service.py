@@ -36,6 +36,7 @@ from expunge.methods.registry import get_method, parse_method
 from expunge.runs import write_json, write_text
 
 if TYPE_CHECKING:
+    from expunge.desk.advise.routes import Route
     from expunge.desk.locate.scope import Located
 
 #: Name of the salt under which records are remembered for the next training.
@@ -275,6 +276,40 @@ class Desk:
         self.ledger.append(body, actor=actor, request=request)
         return plan
 
+    def advise(self, request: str, asked: Mapping[str, Any] | None = None) -> list[Route]:
+        """Return the routes for a request, the best first; see `expunge.desk.advise.of_request.routes_of`."""
+        from expunge.desk.advise.of_request import routes_of
+
+        return routes_of(self, request, asked)
+
+    def plan_route(
+        self, request: str, name: str, *, actor: str, settings: Mapping[str, Any] | None = None
+    ) -> PlanFile:  # fmt: skip
+        """Write the plan of a request as it was advised: method, settings, reasons, sentence, time and memory.
+
+        Args:
+            request: its id.
+            name: of the route.
+            actor: who plans.
+            settings: laid over those of the route; what was estimated is then left out.
+
+        Raises:
+            RecipeError: for a route that is not there, not possible, or carried out by hand.
+        """
+        from expunge.desk.advise.of_request import named_route
+        from expunge.recipe import merge
+
+        route = named_route(self.advise(request), name)
+        return self.plan(
+            request, str(route.method), actor=actor, route=route.name, settings=merge(route.settings, settings or {}),
+            reasons=route.reasons, sentence=route.sentence,
+            predicted=(None, None) if settings else (route.predicted_seconds, route.predicted_bytes),
+        )  # fmt: skip
+
+    def now(self) -> datetime:
+        """Return the time by the desk's clock."""
+        return self._clock()
+
     def plan_file(self, request: str) -> PlanFile:
         """Return the plan of a request, checked against the digest in the ledger.
 
@@ -297,14 +332,17 @@ class Desk:
     def _plan_path(self, request: str, plan_digest: str) -> Path:
         return self.path(request, f"plan-{plan_digest[:12]}.json")
 
-    def approve(self, request: str, *, actor: str) -> Event:
-        """Approve the plan of a request as it is.
+    def approve(self, request: str, *, actor: str, seen: str | None = None) -> Event:
+        """Approve the plan of a request as it is; with `seen`, the digest of the plan that was looked at.
 
         Raises:
-            RecipeError: by the person who made it, where four eyes are wanted.
+            RecipeError: by the person who made it, where four eyes are wanted; or if it is not the one that was seen.
             InputDataError: if the plan's file was changed since it was made.
         """
         plan = self.plan_file(request)
+        if seen is not None and seen != plan.digest:
+            raise RecipeError("the plan was made anew since it was looked at", field="plan", value=seen[:12],
+                              remedy="Look at it again, then approve that one")  # fmt: skip
         return self.ledger.append(Approved(plan_digest=plan.digest), actor=actor, request=request)
 
     def suppressed(self, text: str) -> str:
