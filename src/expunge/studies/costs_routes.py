@@ -66,6 +66,11 @@ class Place:
     audit: AuditConfig
     training: Mapping[str, Any] = field(default_factory=lambda: dict(TRAINING))
 
+    @property
+    def target(self) -> Path:
+        """The run of the target, which several routes begin with."""
+        return self.world.root / "target"
+
     def config(self, path: str) -> ModelConfig:
         """Return how a model is loaded."""
         return ModelConfig(path=path, dtype="float32", device="cpu")
@@ -78,10 +83,10 @@ class Place:
         }  # fmt: skip
 
 
-def trained(place: Place, name: str, source: str, training: Mapping[str, Any]) -> Path:
+def trained(place: Place, folder: Path, source: str, training: Mapping[str, Any]) -> Path:
     """Train the base on a file and return the run folder."""
-    recipe = TrainRecipe.build(place.settings(name, source, training))
-    return train(recipe, output_dir=place.folder / name, overwrite=True)
+    recipe = TrainRecipe.build(place.settings(folder.name, source, training))
+    return train(recipe, output_dir=folder, overwrite=True)
 
 
 def measured(place: Place, path: str) -> Answers:
@@ -100,10 +105,13 @@ class Route(ABC):
     Attributes:
         claim: kind of claim, None where nothing is done.
         needs: what must still be there to serve a request, beside the weights.
+        shares_target: it is prepared once the target is trained.
     """
 
     claim: ClassVar[ClaimKind | None]
     needs: ClassVar[str]
+
+    shares_target: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, place: Place) -> None:
@@ -141,7 +149,7 @@ class Untouched(Route):
 
     def prepare(self, place: Place) -> None:
         """Train the target."""
-        trained(place, "target", "private", place.training)
+        trained(place, place.target, "private", place.training)
 
     def serve(self, place: Place) -> dict[str, Any]:
         """Do nothing."""
@@ -149,11 +157,11 @@ class Untouched(Route):
 
     def answers(self, place: Place, *, after: bool) -> Answers:
         """Measure the target, whatever was asked."""
-        return measured(place, str(place.folder / "target" / "model"))
+        return measured(place, str(place.target / "model"))
 
     def kept(self, place: Place) -> int:
         """Return one model."""
-        return weights_in(place.folder / "target" / "model")
+        return weights_in(place.target / "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +170,16 @@ class Retrained(Untouched):
 
     claim: ClassVar[ClaimKind | None] = ClaimKind.EXACT
     needs: ClassVar[str] = "all other records"
+    shares_target: ClassVar[bool] = True
 
     def serve(self, place: Place) -> dict[str, Any]:
         """Train on what stays."""
-        run = trained(place, "retrained", "retained", place.training)
+        run = trained(place, place.folder / "retrained", "retained", place.training)
         return {"digest": read_run(run)["model"]["result_digest"]}
 
     def answers(self, place: Place, *, after: bool) -> Answers:
         """Measure the target before, and the retrained model after."""
-        return measured(place, str(place.folder / ("retrained" if after else "target") / "model"))
+        return measured(place, str((place.folder / "retrained" if after else place.target) / "model"))
 
     def kept(self, place: Place) -> int:
         """Return the model and the public one it starts from."""
@@ -185,10 +194,11 @@ class Unlearned(Untouched):
     training: Mapping[str, Any]
     claim: ClassVar[ClaimKind | None] = ClaimKind.APPROXIMATE
     needs: ClassVar[str] = "the request and records to keep"
+    shares_target: ClassVar[bool] = True
 
     def serve(self, place: Place) -> dict[str, Any]:
         """Load the target, change it, and save it."""
-        path = str(place.folder / "target" / "model")
+        path = str(place.target / "model")
         model, tokenizer = load(place.config(path), path, dtype="float32")
         found = unlearn(
             model, tokenizer, forget=place.world.request, retain=place.world.retained, method=self.method,
@@ -199,7 +209,7 @@ class Unlearned(Untouched):
 
     def answers(self, place: Place, *, after: bool) -> Answers:
         """Measure the target before, and the changed model after."""
-        return measured(place, str(place.folder / "unlearned" if after else place.folder / "target" / "model"))
+        return measured(place, str(place.folder / "unlearned" if after else place.target / "model"))
 
     def kept(self, place: Place) -> int:
         """Return one model."""
@@ -293,7 +303,7 @@ class Private(Route):
         """Train with noise found for the epsilon; units of several sequences need gradients one by one."""
         clipping = "ghost" if self.unit == "sequence" else "per_sample"
         privacy = {"epsilon": self.epsilon, "delta": DELTA, "unit": self.unit, "clipping": clipping}
-        trained(place, "private", "private", merge(self.training, {"privacy": privacy}))
+        trained(place, place.folder / "private", "private", merge(self.training, {"privacy": privacy}))
 
     def serve(self, place: Place) -> dict[str, Any]:
         """Answer with the bound: for one unit, and for everything in the person's name."""

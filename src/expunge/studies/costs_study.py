@@ -2,14 +2,13 @@
 """What each guarantee costs: every route from the same public model, records and request, on three archives.
 
 Run as `python -m expunge.studies.costs_study FOLDER`; it goes on where it was stopped. Settings are chosen on another
-archive, by rules fixed beforehand. Retraining runs between every two routes, and the times of a route are divided by
-the mean of the two retrainings beside it: processor time of one process of one thread.
+archive, by rules fixed beforehand. Retraining runs before and after every two routes, and the times of a route are
+divided by the mean of the two retrainings around it: processor time of one process of one thread.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -48,18 +47,18 @@ METRICS = (
     "forget.probability", "forget.extraction_strength", "forget.exact_memorization", "retain.probability",
     "known.probability",
 )  # fmt: skip
-AUDIT = AuditConfig(metrics=METRICS, generate=False, bootstrap=500)
-CANARY = CanarySettings(bootstrap=500)
+AUDIT = AuditConfig(metrics=METRICS, generate=False, bootstrap=300)
+CANARY = CanarySettings(bootstrap=300)
 SHARDS = ((2, 1), (4, 1), (4, 4))
 EPSILONS = (2.0, 8.0, 32.0)
 #: Where the settings of private training are chosen, and what is tried. Steps: 128 records each, on average.
 TUNED_EPSILON = 8.0
-PRIVATE_GRID: Mapping[str, Sequence[Any]] = {"learning_rate": (4e-3, 1e-2), "epochs": (10, 30)}
+PRIVATE_GRID: Mapping[str, Sequence[Any]] = {"learning_rate": (4e-3, 1e-2), "epochs": (16,)}
 PRIVATE: Mapping[str, Any] = {"batch_size": 128}
-ADAPTER_GRID: Mapping[str, Sequence[Any]] = {"learning_rate": (4e-3, 1e-2), "batch_size": (4, 16)}
+ADAPTER_GRID: Mapping[str, Sequence[Any]] = {"learning_rate": (4e-3, 1e-2), "batch_size": (4,)}
 ADAPTER: Mapping[str, Any] = {"epochs": TRAINING["epochs"], "lora": dict(LORA)}
 METHODS = ("npo", "rmu")
-METHOD_GRID: Mapping[str, Sequence[Any]] = {"learning_rate": (3e-4, 1e-3, 3e-3), "epochs": (4, 12)}
+METHOD_GRID: Mapping[str, Sequence[Any]] = {"learning_rate": (3e-4, 1e-3, 3e-3), "epochs": (8,)}
 METHOD: Mapping[str, Any] = {"batch_size": 16, "optimizer": {"weight_decay": 0.0}}
 #: Share of the target's retain probability that a method must keep while its settings are chosen.
 KEEP = 0.9
@@ -169,22 +168,25 @@ def _short(place: Place, route: Route) -> dict[str, float]:
 def one_seed(root: Path, seed: int, size: Size, chosen: Choice) -> dict[str, Any]:
     """Carry out every route on one archive that is not done yet; return the results by route."""
     world = build_world(root, seed=seed, size=size)
-    found: dict[str, Any] = {}
-    last: tuple[float, str] | None = None
-    for name, route in routes(chosen, customers=len(world.customers)).items():
-        path = root / "results" / f"{name.replace(',', '').replace(' ', '-')}.json"
-        if not path.exists():
-            place = Place(world, emptied(root / "route"), AUDIT)
-            before = last or retraining(world)
-            result = carry_out(route, place)
-            last = retraining(world)
-            result["retraining"] = {"seconds": [before[0], last[0]], "digests": [before[1], last[1]]}
-            write_json(result, path)
-            shutil.rmtree(place.folder)
-        else:
-            last = None
-        found[name] = json.loads(path.read_text("utf-8"))
-    return found
+    plan = routes(chosen, customers=len(world.customers))
+    files = {name: root / "results" / f"{name.replace(',', '').replace(' ', '-')}.json" for name in plan}
+    for pair in pairs(list(plan)):
+        todo = [name for name in pair if not files[name].exists()]
+        if not todo:
+            continue
+        before = retraining(world)
+        done = {name: carry_out(plan[name], Place(world, emptied(root / f"route-{i}"), AUDIT))
+                for i, name in enumerate(todo)}  # fmt: skip
+        after = retraining(world)
+        for name, result in done.items():
+            around = {"seconds": [before[0], after[0]], "digests": [before[1], after[1]]}
+            write_json({**result, "retraining": around}, files[name])
+    return {name: json.loads(path.read_text("utf-8")) for name, path in files.items()}
+
+
+def pairs(names: Sequence[str]) -> list[Sequence[str]]:
+    """Return names two by two."""
+    return [names[i : i + 2] for i in range(0, len(names), 2)]
 
 
 def retraining(world: World) -> tuple[float, str]:
@@ -196,7 +198,7 @@ def retraining(world: World) -> tuple[float, str]:
 def carry_out(route: Route, place: Place) -> dict[str, Any]:
     """Prepare, measure, serve and measure again; return what was found."""
     world = place.world
-    prepared, _ = timed(place, route.prepare)
+    prepared = None if route.shares_target else timed(place, route.prepare)[0]
     before = route.answers(place, after=False)
     served, said = timed(place, route.serve)
     after = route.answers(place, after=True)

@@ -29,7 +29,7 @@ from expunge.models.tiny import build_llama, build_tokenizer
 from expunge.recipe import TrainRecipe
 
 #: People of whom the model knows before, and people whose records are private.
-PUBLIC, CUSTOMERS = 16, 32
+PUBLIC, CUSTOMERS = 16, 24
 #: People in no training set, like whose records the canaries begin.
 UNSEEN = 16
 #: The design that the study of designs found most often, and how many.
