@@ -106,12 +106,14 @@ class Route(ABC):
         claim: kind of claim, None where nothing is done.
         needs: what must still be there to serve a request, beside the weights.
         shares_target: it is prepared once the target is trained.
+        changes: serving changes the weights.
     """
 
     claim: ClassVar[ClaimKind | None]
     needs: ClassVar[str]
 
     shares_target: ClassVar[bool] = False
+    changes: ClassVar[bool] = True
 
     @abstractmethod
     def prepare(self, place: Place) -> None:
@@ -146,6 +148,7 @@ class Untouched(Route):
 
     claim: ClassVar[ClaimKind | None] = None
     needs: ClassVar[str] = "–"
+    changes: ClassVar[bool] = False
 
     def prepare(self, place: Place) -> None:
         """Train the target."""
@@ -171,6 +174,7 @@ class Retrained(Untouched):
     claim: ClassVar[ClaimKind | None] = ClaimKind.EXACT
     needs: ClassVar[str] = "all other records"
     shares_target: ClassVar[bool] = True
+    changes: ClassVar[bool] = True
 
     def serve(self, place: Place) -> dict[str, Any]:
         """Train on what stays."""
@@ -195,6 +199,7 @@ class Unlearned(Untouched):
     claim: ClassVar[ClaimKind | None] = ClaimKind.APPROXIMATE
     needs: ClassVar[str] = "the request and records to keep"
     shares_target: ClassVar[bool] = True
+    changes: ClassVar[bool] = True
 
     def serve(self, place: Place) -> dict[str, Any]:
         """Load the target, change it, and save it."""
@@ -298,6 +303,7 @@ class Private(Route):
     training: Mapping[str, Any]
     claim: ClassVar[ClaimKind | None] = ClaimKind.STATISTICAL
     needs: ClassVar[str] = "nothing"
+    changes: ClassVar[bool] = False
 
     def prepare(self, place: Place) -> None:
         """Train with noise found for the epsilon; units of several sequences need gradients one by one."""

@@ -170,16 +170,21 @@ def one_seed(root: Path, seed: int, size: Size, chosen: Choice) -> dict[str, Any
     world = build_world(root, seed=seed, size=size)
     plan = routes(chosen, customers=len(world.customers))
     files = {name: root / "results" / f"{name.replace(',', '').replace(' ', '-')}.json" for name in plan}
+    last: tuple[float, str] | None = None
     for pair in pairs(list(plan)):
         todo = [name for name in pair if not files[name].exists()]
         if not todo:
+            last = None
             continue
-        before = retraining(world)
-        done = {name: carry_out(plan[name], Place(world, emptied(root / f"route-{i}"), AUDIT))
-                for i, name in enumerate(todo)}  # fmt: skip
-        after = retraining(world)
+        before = last or retraining(world)
+        target = json.loads(files["target"].read_text("utf-8")) if files["target"].exists() else None
+        done: dict[str, Any] = {}
+        for name in todo:
+            place = Place(world, emptied(root / f"route-{pair.index(name)}"), AUDIT)
+            done[name] = carry_out(plan[name], place, target or done.get("target"))
+        last = retraining(world)
         for name, result in done.items():
-            around = {"seconds": [before[0], after[0]], "digests": [before[1], after[1]]}
+            around = {"seconds": [before[0], last[0]], "digests": [before[1], last[1]]}
             write_json({**result, "retraining": around}, files[name])
     return {name: json.loads(path.read_text("utf-8")) for name, path in files.items()}
 
@@ -195,19 +200,26 @@ def retraining(world: World) -> tuple[float, str]:
     return seconds, str(said["digest"])
 
 
-def carry_out(route: Route, place: Place) -> dict[str, Any]:
-    """Prepare, measure, serve and measure again; return what was found."""
+def carry_out(route: Route, place: Place, target: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Prepare, measure, serve and measure again; return what was found.
+
+    Args:
+        route: to carry out.
+        place: where.
+        target: what was found on the target, which routes that share it were before they served.
+    """
     world = place.world
     prepared = None if route.shares_target else timed(place, route.prepare)[0]
-    before = route.answers(place, after=False)
+    shared = target["after"] if route.shares_target and target else None
+    before = shared or _found(route.answers(place, after=False), world)
     served, said = timed(place, route.serve)
-    after = route.answers(place, after=True)
+    after = _found(route.answers(place, after=True), world) if route.changes else before
     return {
         "claim": route.claim, "sentence": "" if route.claim is None else SENTENCES[route.claim], "needs": route.needs,
         "passes": route.passes(place), "prepare_seconds": prepared, "serve_seconds": served,
         "typical": route.typical(place), "kept_bytes": route.kept(place), "model_bytes": weights_in(Path(world.base)),
         "served": said, "request": len(world.request), "retained": len(world.retained),
-        "before": _found(before, world), "after": _found(after, world),
+        "before": before, "after": after,
     }  # fmt: skip
 
 
