@@ -8,25 +8,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.api.ensembles import MemberFile, Start
-from expunge.api.workspace import build_encoder, device_of
+from expunge.api.memory import check_metrics, entry
+from expunge.api.workspace import Silent, Watcher, build_encoder, device_of, load_data
 from expunge.audit.answers import Wanted, answers_to
 from expunge.audit.collect import collect
 from expunge.audit.config import AuditConfig
+from expunge.audit.document import AuditDocument, environment
+from expunge.audit.metrics import compute_metrics
 from expunge.audit.protocol import Protocol, default_protocol
 from expunge.audit.records import GeneratedItem, Records, ScoredItem
-from expunge.data.config import DataConfig
 from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoder
 from expunge.data.examples import Example
+from expunge.data.loaders import load_examples
 from expunge.errors import InputDataError, RecipeError, VerificationFailed
 from expunge.models.config import ModelConfig
 from expunge.models.loading import ENSEMBLE, load_tokenizer
-from expunge.recipe import SisaRecipe, read_settings
+from expunge.recipe import SisaRecipe, audit_config, data_config, merge, read_settings
 from expunge.training.shards.manifest import read_manifest
 from expunge.training.shards.stages import file_digest, load_moving, moving_weights
 
@@ -61,7 +64,7 @@ class Router:
         self._model = start.open(next(iter(files.values())).seed)
         # A fresh adapter changes no answer: this is the model that learned no tenant.
         self._before = {name: tensor.clone() for name, tensor in moving_weights(self._model).items()}
-        self.encoder_config = recipe.data
+        self.data = recipe.data
         self._model.eval()
 
     @property
@@ -74,9 +77,9 @@ class Router:
         """The tokenizer of all of them."""
         return load_tokenizer(str(self._folder))
 
-    def encoder(self, data: DataConfig | None = None) -> Encoder:
-        """Return the encoder of the recipe, or that of other settings."""
-        return build_encoder(data or self.encoder_config, self.tokenizer, self.at(None))
+    def encoder(self) -> Encoder:
+        """Return the encoder that the tenants were trained with."""
+        return build_encoder(self.data, self.tokenizer, self.at(None))
 
     def route_of(self, example: Example) -> str | None:
         """Return the tenant whose weights answer an example, None for the model without any."""
@@ -182,3 +185,54 @@ def routed_answers(
         for example, one in zip(group["prompts"], wanted, strict=True):
             found[example.id] = Answer(example.id, tenant or "", answers.of(one).text)
     return [found[example.id] for example in examples]
+
+
+def answer_file(
+    folder: Path, source: str, *, max_new_tokens: int = 64, device: str = "auto", watcher: Watcher | None = None
+) -> list[Answer]:
+    """Answer the prompts of a file, each by the tenant that its row names.
+
+    Args:
+        folder: a run of `expunge tenants train`.
+        source: examples, whose own answers are not looked at.
+        max_new_tokens: longest answer.
+        device: where to compute.
+        watcher: follows the work.
+
+    Raises:
+        InputDataError: for data that cannot be used, or a folder without tenants.
+    """
+    watch = watcher or Silent()
+    watch.stage("Loading the model")
+    router = Router(folder, device=device)
+    examples = load_examples(source, name="prompts", columns=router.data.columns)
+    watch.stage(f"Answering {len(examples)} prompts")
+    return routed_answers(router, examples, encoder=router.encoder(), max_new_tokens=max_new_tokens)
+
+
+def audit_tenants(
+    folder: Path, settings: Mapping[str, Any], *, device: str = "auto", watcher: Watcher | None = None
+) -> AuditDocument:
+    """Measure tenants as they answer and return the document; the routes are in the model's `meta`.
+
+    Args:
+        folder: a run of `expunge tenants train`.
+        settings: nested: `data` with the sets to measure, and `audit`; how texts are encoded follows the training.
+        device: where to compute.
+        watcher: follows the audit.
+
+    Raises:
+        ExpungeError: one of its kinds.
+    """
+    config, watch = audit_config(settings), watcher or Silent()
+    watch.stage("Loading the model")
+    router = Router(folder, device=device)
+    known = router.data.model_dump(include={"template", "columns", "answer_eos", "max_length", "too_long"})
+    sets = load_data(data_config(merge({"data": known}, settings)), need_forget=False).audited
+    protocol = default_protocol(sets)
+    check_metrics(config, protocol)
+    watch.stage("Auditing the tenants")
+    records = routed_records(router, sets, config, encoder=router.encoder(), protocol=protocol)
+    made = entry(records, compute_metrics(records, protocol=protocol, config=config))
+    made = made.model_copy(update={"meta": {**made.meta, "routes": records.meta["routes"]}, "path": str(folder)})
+    return AuditDocument(environment=environment(), protocol=protocol.to_dict(), models={"tenants": made})
