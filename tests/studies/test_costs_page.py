@@ -81,7 +81,7 @@ def test_cells_show_the_median_and_the_ends() -> None:
     assert cell(found[:1], lambda one: one["x"]) == "0.250"
     assert cell([{"x": None}], lambda one: one["x"]) == "–"
     assert [title(name) for name in ("sisa 4x2", "dp 8", "dp 8, person", "npo")] == [
-        "SISA 4 × 2", "private training, ε = 8 for one sequence", "private training, ε = 8 for one person",
+        "SISA 4 × 2", "private training (ε = 8 a sequence)", "private training (ε = 8 a person)",
         "`npo` on the target",
     ]  # fmt: skip
 

@@ -74,7 +74,8 @@ def _canary_jobs(config: AuditConfig, found: Mapping[str, Estimate]) -> dict[str
     if config.canaries is None and not asked:
         return {}
     missing = Estimate.missing(NO_CANARIES, direction="reference")
-    return {card.name: partial(found.get, card.name, missing) for card in CANARY_CARDS}
+    all_of_them = {card.name: missing for card in CANARY_CARDS} | dict(found)
+    return {name: partial(all_of_them.__getitem__, name) for name in all_of_them}
 
 
 def item_values(records: Records, name: str, *, protocol: Protocol, config: AuditConfig) -> Column:

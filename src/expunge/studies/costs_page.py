@@ -41,7 +41,7 @@ def title(name: str) -> str:
         return f"SISA {shards} × {slices}"
     if name.startswith("dp "):
         epsilon, _, unit = name.removeprefix("dp ").partition(", ")
-        return f"private training, ε = {epsilon} for one {unit or 'sequence'}"
+        return f"private training (ε = {epsilon} a {unit or 'sequence'})"
     return _TITLES.get(name, f"`{name}` on the target")
 
 
@@ -63,12 +63,13 @@ def rows_of(document: Found) -> dict[str, list[Found]]:
 
 def beside(found: Found) -> float:
     """Return the mean processor seconds of the two retrainings around a route."""
-    return statistics.mean(found["retraining"]["seconds"])
+    before, after = found["retraining"]["seconds"]
+    return float(before + after) / 2
 
 
 def metric(when: str, name: str) -> Reader:
     """Return what reads a metric before or after the request."""
-    return lambda found: found[when]["metrics"][name]["value"]  # type: ignore[no-any-return]
+    return lambda found: found[when]["metrics"][name]["value"]
 
 
 def canary(when: str, name: str) -> Reader:
@@ -131,12 +132,14 @@ def _short_version(rows: Mapping[str, Sequence[Found]]) -> list[str]:
     private = [name for name in rows if name.startswith("dp")]
     methods = [name for name, found in rows.items() if found[0]["claim"] == ClaimKind.APPROXIMATE]
     others, gap, left = metric("after", "retain.probability"), (lambda one: one["gap"]), canary("after", "one_run")
+    known = metric("after", "known.probability")
     before = cell(rows["target"], others, _short)
     return [
         f"- **Exact.** The others' answers, {before} before the request, have {each(['retrain'], others)} after "
         f"retraining. {listed([title(name) for name in sharded])} have {each(sharded, others)}, and serve the request "
         f"in {each(sharded, _serving)} of the time. Adapters have {each(['adapters'], others)} and serve it in "
-        f"{each(['adapters'], _serving)}, where it is known which customer a question is about.",
+        f"{each(['adapters'], _serving)}, where it is known which customer a question is about; what the model knew "
+        f"before has {each(['adapters'], known)} with them and {each(['retrain'], known)} after retraining.",
         f"- **Statistical.** Nothing is done when the request comes. {_capital(listed([title(n) for n in private]))} "
         f"have {each(private, others)} on the others' answers. A bound for sequences says nothing about a person with "
         "so many of them; a bound for persons does.",

@@ -140,7 +140,7 @@ def _make_base(root: Path, archive: Archive, public: list[Example], seed: int, s
 
 
 def _plan(seed: int, size: Size) -> CanaryPlan:
-    return CanaryPlan(n=size.canaries, design=DESIGN, seed=seed)  # type: ignore[arg-type]
+    return CanaryPlan(n=size.canaries, design=DESIGN, seed=seed)
 
 
 def _plant(root: Path, archive: Archive, private: list[Example], leaver: str, seed: int, size: Size) -> None:
