@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from expunge.studies.costs_page import beside, cell, rows_of, title, write_page
+from expunge.studies.costs_page import beside, cell, rows_of, short, title, write_page
 from expunge.studies.costs_study import EPSILONS, METHODS, SHARDS, best, pairs, routes
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,8 @@ def test_cells_show_the_median_and_the_ends() -> None:
     assert cell(found, lambda one: one["x"]) == "0.250 [0.125–0.500]"
     assert cell(found[:1], lambda one: one["x"]) == "0.250"
     assert cell([{"x": None}], lambda one: one["x"]) == "–"
+    below = [{"x": value} for value in (-0.25, -0.001, 0.5)]
+    assert cell(below, lambda one: one["x"], short) == "0.00 [−0.25 to 0.50]"
     assert [title(name) for name in ("sisa 4x2", "dp 8", "dp 8, person", "npo")] == [
         "SISA 4 × 2", "private training (ε = 8 a sequence)", "private training (ε = 8 a person)",
         "`npo` on the target",

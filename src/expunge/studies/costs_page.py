@@ -89,11 +89,13 @@ def cell(found: Sequence[Found], read: Reader, form: Callable[[float], str] = nu
     if not values:
         return _DASH
     low, middle, high = form(min(values)), form(statistics.median(values)), form(max(values))
-    return middle if low == high else f"{middle} [{low}–{high}]".replace("–−", " to −")
+    dash = " to " if min(values) < 0 else "–"
+    return middle if low == high else f"{middle} [{low}{dash}{high}]"
 
 
-def _short(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+def short(value: float) -> str:
+    """Return a number with two decimals."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # + 0.0: no minus before zero
 
 
 def _page(document: Found) -> list[str]:
@@ -126,14 +128,14 @@ def _short_version(rows: Mapping[str, Sequence[Found]]) -> list[str]:
     """Return one line a claim: what was paid and what was left, in numbers alone."""
 
     def each(names: Sequence[str], read: Reader) -> str:
-        return listed([cell(rows[name], read, _short) for name in names])
+        return listed([cell(rows[name], read, short) for name in names])
 
     sharded = [name for name in rows if name.startswith("sisa")]
     private = [name for name in rows if name.startswith("dp")]
     methods = [name for name, found in rows.items() if found[0]["claim"] == ClaimKind.APPROXIMATE]
     others, gap, left = metric("after", "retain.probability"), (lambda one: one["gap"]), canary("after", "one_run")
     known = metric("after", "known.probability")
-    before = cell(rows["target"], others, _short)
+    before = cell(rows["target"], others, short)
     return [
         f"- **Exact.** The others' answers, {before} before the request, have {each(['retrain'], others)} after "
         f"retraining. {listed([title(name) for name in sharded])} have {each(sharded, others)}, and serve the request "
@@ -167,11 +169,11 @@ def _trade(rows: Mapping[str, Sequence[Found]]) -> list[str]:
              "weights kept"]  # fmt: skip
     body = [
         [
-            title(name), found[0]["claim"] or _DASH, cell(found, metric("after", "retain.probability"), _short),
-            cell(found, metric("after", "forget.probability"), _short), cell(found, lambda one: one["gap"], _short),
-            cell(found, canary("before", "one_run"), _short), cell(found, canary("after", "one_run"), _short),
-            cell(found, _serving, _short) if found[0]["served"] else _DASH,
-            cell(found, lambda one: one["kept_bytes"] / one["model_bytes"], _short),
+            title(name), found[0]["claim"] or _DASH, cell(found, metric("after", "retain.probability"), short),
+            cell(found, metric("after", "forget.probability"), short), cell(found, lambda one: one["gap"], short),
+            cell(found, canary("before", "one_run"), short), cell(found, canary("after", "one_run"), short),
+            cell(found, _serving, short) if found[0]["served"] else _DASH,
+            cell(found, lambda one: one["kept_bytes"] / one["model_bytes"], short),
         ]
         for name, found in rows.items()
     ]  # fmt: skip
@@ -209,10 +211,10 @@ def _paid(rows: Mapping[str, Sequence[Found]]) -> list[str]:
              "models an answer passes", "weights kept", "needed to serve"]  # fmt: skip
     body = [
         [
-            title(name), cell(found, lambda one: one["prepare"], _short),
-            cell(found, _serving, _short) if found[0]["served"] else _DASH,
-            cell(found, lambda one: one["typical"], _short), cell(found, lambda one: one["passes"], lambda v: f"{v:g}"),
-            cell(found, lambda one: one["kept_bytes"] / one["model_bytes"], _short), found[0]["needs"],
+            title(name), cell(found, lambda one: one["prepare"], short),
+            cell(found, _serving, short) if found[0]["served"] else _DASH,
+            cell(found, lambda one: one["typical"], short), cell(found, lambda one: one["passes"], lambda v: f"{v:g}"),
+            cell(found, lambda one: one["kept_bytes"] / one["model_bytes"], short), found[0]["needs"],
         ]
         for name, found in rows.items()
     ]  # fmt: skip
