@@ -223,10 +223,11 @@ def _paid(rows: Mapping[str, Sequence[Found]]) -> list[str]:
     words = (
         "Times are processor seconds of one process of one thread over those of retraining, which ran before and after "
         f"every two ways; the two differ by a factor of {statistics.median(spread):.2f} in the median and "
-        f"{max(spread):.2f} at most, so read nothing into small differences: retraining's own row shows what "
-        "the clock is worth. Measuring is in none of them. *Another customer's* request: by the plan, rows read "
-        "again over rows that retraining reads, mean over all other customers. *Weights kept*: bytes needed to answer and to serve the next request, in models; where training "
-        "starts from the public model, that is counted. Copies of the records are not."
+        f"{max(spread):.2f} at most, so read nothing into small differences: retraining's own row shows what the clock "
+        "is worth. Measuring is in none of them. *Another customer's* request: by the plan, rows read again over rows "
+        "that retraining reads, mean over all other customers. *Weights kept*: bytes needed to answer and to serve the "
+        "next request, in models; where training starts from the public model, that is counted. Copies of the records "
+        "are not."
     )
     return [words, "", *_table(heads, body)]
 
