@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_lab import Lab, expunge
+from cli_lab import Called, Lab, expunge
 
 from expunge.claims import lint
 from expunge.data.canary_manifest import read_manifest
@@ -90,6 +90,43 @@ def test_the_report_of_a_run_shows_the_canaries(lab: Lab, bigram: Path, tmp_path
     )  # fmt: skip
     assert audited.code == 0, audited.stderr
     assert [model["role"] for model in audited.document["canaries"]["models"].values()] == ["method"]
+    shown = done.document["canaries"]["models"]["grad_diff"]
+    for name, metrics in ((n, m["metrics"]) for n, m in done.document["models"].items()):
+        own = done.document["canaries"]["models"][name]
+        assert metrics["canary.auc"]["value"] == own["auc"]["value"]
+        assert metrics["canary.one_run"]["value"] == own["epsilon"]["one_run"]["value"]
+        assert metrics["canary.one_run"]["most"] == own["epsilon"]["one_run"]["power"]
+        assert metrics["canary.gdp"]["caveat"].startswith("an estimate, not a bound")
+        assert metrics["canary.tpr_at_1_fpr"]["value"] is None
+    joined = expunge("compare", str(tmp_path / "run"), "-o", str(tmp_path / "compare.html"), "--json")
+    assert joined.code == 0, joined.stderr
+    assert joined.document["models"]["grad_diff"]["metrics"]["canary.auc"]["value"] == shown["auc"]["value"]
+
+
+def test_a_policy_names_what_canaries_show(lab: Lab, bigram: Path, tmp_path: Path) -> None:
+    def audited(name: str, *more: str) -> Called:
+        given = ["audit", lab.base, "--forget", lab.file("forget"), "-o", str(tmp_path / name), "--json"]
+        sets = ["data.template=question", "audit.generate=false", "audit.bootstrap=100", *more]
+        return expunge(*given, *(part for item in sets for part in ("--set", item)))
+
+    planted = f"audit.canaries={bigram / 'manifest/manifest.json'}"
+    low, high = (f"policy.bounds={{canary.one_run: {{max: {limit}}}}}" for limit in (0.01, 5.0))
+    for bound, met in ((low, True), (high, False)):  # 24 canaries cannot show an epsilon of 5
+        done = audited(f"limit-{met}", planted, bound)
+        (rule,) = done.document["policy"]["rules"]
+        assert (done.code, rule["met"], rule["measured"]) == (0 if met else 3, met, 0.0)
+        assert ("could not have shown more than" in rule["reason"]) is not met
+    none = audited("without", low)
+    (rule,) = none.document["policy"]["rules"]
+    assert (none.code, rule["measured"]) == (3, None)
+    assert "names the manifest" in rule["reason"]
+    assert "not measured (no canaries were scored" in (tmp_path / "without/report.html").read_text("utf-8")
+    asked = audited("asked", "audit.metrics=[canary.*]")
+    metrics = next(iter(asked.document["models"].values()))["metrics"]
+    assert {found["value"] for found in metrics.values()} == {None}
+    assert all("names the manifest" in found["reason"] for found in metrics.values())
+    plain = audited("plain")
+    assert not any(name.startswith("canary") for name in next(iter(plain.document["models"].values()))["metrics"])
 
 
 def test_bad_input(lab: Lab, source: str, bigram: Path, tmp_path: Path) -> None:

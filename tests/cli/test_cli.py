@@ -19,7 +19,7 @@ from expunge.cli.streams import limit_threads
 from expunge.recipe import Recipe
 
 ESTIMATE = {"value", "ci_low", "ci_high", "n", "direction", "reference", "compat"}
-NOTES = {"reason", "caveat"}
+NOTES = {"reason", "caveat", "most"}
 CARD = {"name", "family", "claim", "needs", "paper", "cost", "provenance"}
 
 

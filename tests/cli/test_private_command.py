@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,3 +116,33 @@ def test_only_a_private_run_has_a_statement(lab: Lab, finished: Path, private: P
     assert done.code == 6
     assert "no finished run of private training" in done.said
     assert expunge("dp", "statement", str(private), "--records", "9").code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clipping", ["ghost", "per_sample"])
+def test_a_killed_private_run_goes_on_with_its_account(lab: Lab, tmp_path: Path, clipping: str) -> None:
+    """Killed without warning between two checkpoints, and resumed: the same epsilon, steps and weights."""
+    sets = ("training.privacy.epsilon=4", f"training.privacy.clipping={clipping}", "training.epochs=30",
+            "training.save_every=7", "data.template=question")  # fmt: skip
+    whole = expunge(*train(lab, tmp_path / "whole", *sets))
+    assert whole.code == 0, whole.stderr
+    command = [sys.executable, "-m", "expunge", *train(lab, tmp_path / "killed", *sets)]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 300
+        while len(list((tmp_path / "killed").rglob("step-*"))) == 0:
+            assert started.poll() is None, "it ended before it wrote a checkpoint"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        started.kill()
+        started.wait()
+    left = read_run(tmp_path / "killed")
+    assert (left["status"], "privacy" in left, "model" in left) == ("running", False, False)
+    assert expunge("dp", "statement", str(tmp_path / "killed")).code == 6
+    done = expunge(*train(lab, tmp_path / "killed", *sets), "--resume")
+    assert done.code == 0, done.stderr
+    first, second = (read_run(tmp_path / name) for name in ("whole", "killed"))
+    assert second["privacy"] == first["privacy"]
+    assert second["steps"] == first["steps"] == 30 * 4
+    assert second["model"]["result_digest"] == first["model"]["result_digest"]

@@ -6,15 +6,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from expunge.api.routing import Router
 from expunge.api.workspace import load
+from expunge.audit.document import read_audit
 from expunge.cli.main import app
 from expunge.data.encoding import Encoder
+from expunge.errors import InputDataError, VerificationFailed
 from expunge.models.config import ModelConfig
 from expunge.models.digests import folder_digest, model_digest
 from expunge.models.loading import save_model
@@ -140,3 +143,81 @@ def test_tenants_are_never_mixed(office: Path, tmp_path: Path) -> None:
                       "sisa.split=balanced")  # fmt: skip
     assert code == 2
     assert "mix tenants" in said
+
+
+def rows_of(office: Path, who: str) -> list[dict[str, str]]:
+    rows = [json.loads(line) for line in (office / "all.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["subject"] == who]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return cast(torch.Tensor, model(torch.arange(3, 33)[None]).logits)
+
+
+def alone(office: Path, tmp_path: Path, who: str, way: str) -> Path:
+    """The first tenant trained as the only one: the same seed, so the same weights. Shares of weights would differ."""
+    (office / f"{who}.jsonl").write_text("\n".join(map(json.dumps, rows_of(office, who))))
+    assert trained(office, f"{who}.jsonl", tmp_path / "alone", way)[0] == 0
+    return tmp_path / "alone"
+
+
+def test_a_tenant_answers_with_its_own_weights_and_others_with_none(office: Path, tmp_path: Path) -> None:
+    own, base = logits(opened(alone(office, tmp_path, "ash", "adapters"))), logits(opened_base(office))
+    router = Router(office / "adapters")
+    assert router.tenants == ("ash", "birch", "cedar")
+    found = [logits(router.at(who)) for who in (None, "ash", "birch", None, "ash")]
+    assert torch.equal(found[0], base)
+    assert torch.equal(found[3], base)
+    torch.testing.assert_close(found[1].log_softmax(-1), own.log_softmax(-1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[4], found[1])
+    assert (found[2] - found[1]).abs().max() > 1e-3
+    with pytest.raises(InputDataError, match="no such tenant"):
+        router.at("oak")
+
+
+def test_reserved_weights_are_routed_alone(office: Path) -> None:
+    router, base = Router(office / "weights"), dict(opened_base(office).named_parameters())
+    for who, shard in (("cedar", 2), ("ash", 0)):
+        for name, own in router.at(who).named_parameters():
+            mask = Reserve(shard, 3).mask(name, own.shape)
+            assert torch.equal(own[~mask], base[name][~mask])
+    assert torch.equal(logits(router.at(None)), logits(opened_base(office)))
+
+
+def test_examples_are_answered_and_measured_by_tenant(office: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(office / "adapters", tmp_path / "a"))
+    only = alone(office, tmp_path, "ash", "adapters")
+    document("tenants", "remove", folder, "birch")
+    code, said = call("tenants", "answer", folder, "--data", office / "all.jsonl", "--max-new-tokens", 4,
+                      "-o", tmp_path / "said.jsonl")  # fmt: skip
+    assert code == 0, said
+    told = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["tenant"] for row in told] == ["ash"] * 3 + [""] * 3 + ["cedar"] * 3
+    assert [row["id"] for row in told][:3] == ["ash-one", "ash-two", "ash-three"]
+    others = [row for who in ("birch", "cedar") for row in rows_of(office, who)]
+    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
+    more = ("--set", "audit.max_new_tokens=4", "--set", "audit.bootstrap=100")
+    routed = document("tenants", "audit", folder, "--forget", office / "ash.jsonl", "--retain",
+                      tmp_path / "others.jsonl", *more, "-o", tmp_path / "routed.json")  # fmt: skip
+    assert read_audit(tmp_path / "routed.json").models["tenants"].meta["routes"] == {"ash": 3, "": 3, "cedar": 3}
+    single = document("audit", only, "--forget", office / "ash.jsonl", *more, "--set", "data.template=question",
+                      "-o", tmp_path / "single")  # fmt: skip
+    (one,), (two,) = routed["models"].values(), single["models"].values()
+    for name in ("forget.probability", "forget.rouge_l", "forget.extraction_strength"):
+        assert one["metrics"][name]["value"] == pytest.approx(two["metrics"][name]["value"], abs=1e-6), name
+    assert one["meta"]["data"]["retain"]["n"] == 6
+
+
+def test_shards_of_many_and_changed_weights_are_not_routed(office: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(office / "adapters", tmp_path / "a"))
+    shutil.copy(
+        folder / "shards/000/stage-000/weights.safetensors", folder / "shards/001/stage-000/weights.safetensors"
+    )
+    router = Router(folder)
+    router.at("ash")
+    with pytest.raises(VerificationFailed, match="not what was written"):
+        router.at("birch")
+    for who in ("ash", "birch", "cedar"):
+        document("tenants", "remove", folder, who)
+    assert call("tenants", "answer", folder, "--data", office / "all.jsonl")[0] == 6

@@ -23,6 +23,7 @@ from expunge.api.workspace import (
 )
 from expunge.audit.canaries.session import CanaryAudit, canary_audit_of
 from expunge.audit.document import AuditDocument, ModelEntry, ModelRole, environment, estimates, model_entry, write_json
+from expunge.audit.estimate import Estimate
 from expunge.audit.lm_eval_adapter import HarnessRun, run_lm_eval
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Policy, Verdict
@@ -170,18 +171,22 @@ class _Audit:
         reference = self._reference(measurer)
         verdicts = []
         for name, (own, records) in measured.items():
-            metrics = estimate(own, records, reference)
+            metrics = estimate(own, records, reference, canaries=self._shown(name))
             role, method = _made_by(name, recipe.models[name])
             made = self._with_harness(name, entry(records, metrics, role=role, method=method))
             entries[name] = made.model_copy(update={"path": recipe.models[name]})
             verdicts += _verdicts(recipe.policy, entries[name], name if len(measured) > 1 else "")
         if reference is not None:
-            made = entry(reference, estimate(measurer, reference, reference), role="reference")
+            metrics = estimate(measurer, reference, reference, canaries=self._shown(REFERENCE))
+            made = entry(reference, metrics, role="reference")
             entries[REFERENCE] = self._with_harness(REFERENCE, made)
         entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[1].role, len(_ORDER))))
         planted = None if self.canaries is None else self.canaries.document()
         update = {"policy": policy_dict(recipe.policy, verdicts), "canaries": planted}
         return document(measurer, entries).model_copy(update=update), verdicts
+
+    def _shown(self, name: str) -> Mapping[str, Estimate]:
+        return {} if self.canaries is None else self.canaries.estimates(name)
 
     def _with_harness(self, name: str, made: ModelEntry) -> ModelEntry:
         """Add what lm-evaluation-harness found on a model, with the versions of its tasks."""

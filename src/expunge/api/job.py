@@ -33,6 +33,7 @@ from expunge.api.workspace import (
 )
 from expunge.audit.canaries.session import CanaryAudit, canary_audit_of
 from expunge.audit.document import AuditDocument, ModelRole, environment, estimates, read_audit, write_json
+from expunge.audit.estimate import Estimate
 from expunge.audit.examples import shown_examples
 from expunge.audit.measure import Measurer
 from expunge.audit.policy import Verdict
@@ -127,6 +128,9 @@ def _finished(recipe: Recipe, path: Path, stopped: str) -> RunResult:
 
 def _training_dtype(recipe: Recipe) -> str:
     return "bfloat16" if recipe.training.precision == "pure_bf16" else "float32"
+
+
+Metrics = Mapping[str, Estimate]
 
 
 class _Job:
@@ -264,13 +268,18 @@ class _Job:
         })  # fmt: skip
         return outcome
 
+    def _metrics(self, measurer: Measurer, name: str, records: Records, reference: Records | None) -> Metrics:
+        canaries = None if self._canaries is None else self._canaries.estimates(name)
+        return estimate(measurer, records, reference, canaries=canaries)
+
     def _document(
         self, measurer: Measurer, before: Records, after: Records, reference: Records | None
     ) -> AuditDocument:
-        entries = {"target": entry(before, estimate(measurer, before, reference), role="target")}
+        entries = {"target": entry(before, self._metrics(measurer, "target", before, reference), role="target")}
         if reference is not None:
-            entries["reference"] = entry(reference, estimate(measurer, reference, reference), role="reference")
-        metrics = estimate(measurer, after, reference)
+            found = self._metrics(measurer, "reference", reference, reference)
+            entries["reference"] = entry(reference, found, role="reference")
+        metrics = self._metrics(measurer, self._name, after, reference)
         entries[self._name] = entry(after, metrics, role="method", method=self._name)
         policy = self._recipe.policy
         verdicts = policy.check(metrics)

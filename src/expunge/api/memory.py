@@ -170,11 +170,13 @@ def check_metrics(config: AuditConfig, protocol: Protocol) -> None:
     compute_metrics(Records([], []), protocol=protocol, config=config)
 
 
-def estimate(measurer: Measurer, records: Records, reference: Records | None) -> dict[str, Estimate]:
-    """Return every selected metric of one model's records."""
+def estimate(
+    measurer: Measurer, records: Records, reference: Records | None, *, canaries: Mapping[str, Estimate] | None = None
+) -> dict[str, Estimate]:
+    """Return every selected metric of one model: of its records, and of its canaries if they were scored."""
     return compute_metrics(
         records, protocol=measurer.protocol, config=measurer.config, reference=reference,
-        reference_name=None if reference is None else str(reference.meta.get("name", "reference")),
+        reference_name=None if reference is None else str(reference.meta.get("name", "reference")), canaries=canaries,
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ class EstimateEntry(BaseModel):
     compat: str = Field("fixed", description="Whose variant of the metric this is.")
     reason: str = Field("", description="Why the value or the interval is missing.")
     caveat: str = Field("", description="Why the value is no evidence of what the metric is meant to show.")
+    most: float | None = Field(None, description="Largest value that so many items could have shown, where bounded.")
 
 
 class ModelEntry(BaseModel):
@@ -118,12 +119,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def _plain(document: BaseModel) -> dict[str, Any]:
-    """Return the fields as JSON values; an estimate without a gap or a doubt carries no `reason` and no `caveat`."""
+    """Return the fields as JSON values; an estimate carries `reason`, `caveat` and `most` only if it has them."""
     plain = document.model_dump(mode="json")
     for model in plain.get("models", {}).values():
         for found in model["metrics"].values():
-            for key in ("reason", "caveat"):
-                if not found[key]:
+            for key in ("reason", "caveat", "most"):
+                if found[key] in ("", None):
                     del found[key]
     return plain
 

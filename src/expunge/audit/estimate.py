@@ -23,6 +23,7 @@ class Estimate:
         compat: which published code's variant this is; `fixed` is the mathematically right one.
         reason: why value (or the interval) is missing; "" otherwise.
         caveat: why the value, though there is one, is no evidence of what the metric is meant to show; "" otherwise.
+        most: the largest value that so many items could have shown; None where they bound nothing.
 
     Raises:
         ValueError: if a value is NaN or infinite, or missing without a reason.
@@ -37,9 +38,10 @@ class Estimate:
     compat: str = "fixed"
     reason: str = ""
     caveat: str = ""
+    most: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("value", "ci_low", "ci_high"):
+        for name in ("value", "ci_low", "ci_high", "most"):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{name} must be finite or None with a reason, got {number}")
@@ -52,7 +54,8 @@ class Estimate:
         return cls(value=None, n=n, direction=direction, compat=compat, reason=reason)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: the keys of `audit.json`, with `reason` and `caveat` only where they say something."""
+        """Return the JSON form: the keys of `audit.json`, the last three only where they say something."""
         keys = ("value", "ci_low", "ci_high", "n", "direction", "reference", "compat")
         out: dict[str, Any] = {key: getattr(self, key) for key in keys}
-        return out | {key: text for key in ("reason", "caveat") if (text := getattr(self, key))}
+        more = {key: getattr(self, key) for key in ("reason", "caveat", "most")}
+        return out | {key: said for key, said in more.items() if said not in ("", None)}

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 
 from expunge.audit.aggregate_metrics import AGGREGATE_METRICS
-from expunge.audit.canaries.cards import CANARY_CARDS
+from expunge.audit.canaries.cards import CANARY_CARDS, CANARY_PREFIX, NO_CANARIES
 from expunge.audit.choice_metrics import choice_cards, choice_jobs
 from expunge.audit.columns import Column, View
 from expunge.audit.config import AuditConfig
@@ -37,6 +37,7 @@ def compute_metrics(
     config: AuditConfig,
     reference: Records | None = None,
     reference_name: str | None = None,
+    canaries: Mapping[str, Estimate] | None = None,
 ) -> dict[str, Estimate]:
     """Return every selected metric of one model.
 
@@ -46,6 +47,7 @@ def compute_metrics(
         config: which metrics, intervals and variants.
         reference: records of a model retrained without the forget set, on the same sets.
         reference_name: what to call it in the estimates; "reference" if not given.
+        canaries: what planted canaries show about the model, by name of the metric.
 
     Returns:
         Estimates by name, the set first (`forget.probability`), or the bare name for the whole audit
@@ -62,7 +64,18 @@ def compute_metrics(
     jobs |= choice_jobs(context)
     for whole in (metric for metric in AUDIT_METRICS if _has(protocol, metric)):
         jobs[whole.card.name] = partial(whole.estimate, context)
+    jobs |= _canary_jobs(config, canaries or {})
     return {name: jobs[name]() for name in select(config.metrics, jobs)}
+
+
+def _canary_jobs(config: AuditConfig, found: Mapping[str, Estimate]) -> dict[str, Callable[[], Estimate]]:
+    """Return the metrics of canaries where there is a manifest, or where one of them is asked for by name."""
+    asked = any(pattern.startswith(CANARY_PREFIX) for pattern in config.metrics)
+    if config.canaries is None and not asked:
+        return {}
+    missing = Estimate.missing(NO_CANARIES, direction="reference")
+    all_of_them = {card.name: missing for card in CANARY_CARDS} | dict(found)
+    return {name: partial(all_of_them.__getitem__, name) for name in all_of_them}
 
 
 def item_values(records: Records, name: str, *, protocol: Protocol, config: AuditConfig) -> Column:

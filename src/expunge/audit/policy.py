@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from expunge.audit.canaries.cards import CANARY_PREFIX, NO_CANARIES
 from expunge.audit.estimate import Estimate
 
 
@@ -28,11 +29,15 @@ class Bound(BaseModel):
 
 
 class Verdict(NamedTuple):
-    """One limit: its text, the number held against it (None if there is none), and whether it is met."""
+    """One limit: its text, the number held against it (None if there is none), whether it is met, and why not.
+
+    `reason` says why there is no number, or why the number shows nothing; "" otherwise.
+    """
 
     rule: str
     measured: float | None
     met: bool
+    reason: str = ""
 
 
 class Policy(BaseModel):
@@ -45,15 +50,37 @@ class Policy(BaseModel):
     bounds: dict[str, Bound] = Field(default_factory=dict, description="limits by metric name")
 
     def check(self, metrics: Mapping[str, Estimate]) -> list[Verdict]:
-        """Return one verdict per limit; a metric without a number that is evidence never meets its limit."""
+        """Return one verdict per limit; a metric without a number that is evidence never meets its limit.
+
+        Neither does one that so few items could not have missed.
+        """
         found = []
         for name, bound in self.bounds.items():
-            low, high = _range(metrics.get(name), bound)
+            one = metrics.get(name)
+            (low, high), reason = _range(one, bound), _reason(name, one)
             if bound.min is not None:
-                found.append(Verdict(f"{name} at least {bound.min:g}", low, low is not None and low >= bound.min))
+                met = low is not None and low >= bound.min
+                found.append(Verdict(f"{name} at least {bound.min:g}", low, met, reason))
             if bound.max is not None:
-                found.append(Verdict(f"{name} at most {bound.max:g}", high, high is not None and high <= bound.max))
+                weak = _too_weak(one, bound.max)
+                met = high is not None and high <= bound.max and not weak
+                found.append(Verdict(f"{name} at most {bound.max:g}", high, met, reason or weak))
         return found
+
+
+def _reason(name: str, estimate: Estimate | None) -> str:
+    """Say why there is no number to hold against a limit, "" where there is one."""
+    if estimate is not None:
+        return estimate.caveat or (estimate.reason if estimate.value is None else "")
+    if name.startswith(CANARY_PREFIX):
+        return NO_CANARIES
+    return "the audit has no metric of this name"
+
+
+def _too_weak(estimate: Estimate | None, limit: float) -> str:
+    if estimate is None or estimate.most is None or estimate.most > limit:
+        return ""
+    return f"so few canaries could not have shown more than {estimate.most:.3g}, whatever was left"
 
 
 def _range(estimate: Estimate | None, bound: Bound) -> tuple[float | None, float | None]:

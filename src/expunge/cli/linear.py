@@ -12,7 +12,7 @@ import typer
 from expunge.cli import options as opt
 from expunge.cli.streams import guarded, limit_threads, out, print_json, quiet_libraries
 from expunge.cli.tables import print_facts
-from expunge.errors import InputDataError, RecipeError, nearest
+from expunge.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
     from expunge.methods.linear.artefact import Artefact
@@ -74,7 +74,7 @@ def remove(
     as_json: opt.Json = False,
 ) -> None:
     """Take rows out of a linear model; DATA holds all rows that are in it."""
-    leave = {*(ids or []), *_lines(ids_file)}
+    leave = opt.ids_of(ids, ids_file)
     if not leave:
         raise RecipeError("names no row", field="--id", remedy="Give --id or --ids-file")
     quiet_libraries()
@@ -96,16 +96,6 @@ def certificate(
     from expunge.methods.linear.artefact import load_artefact
 
     _show(load_artefact(linear_model), as_json, {"folder": str(linear_model)})
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputDataError(f"cannot be read: {error.strerror}", field="--ids-file", value=str(path),
-                             remedy="Check the path") from error  # fmt: skip
 
 
 def _show(artefact: Artefact, as_json: bool, more: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from expunge.errors import RecipeError
+from expunge.errors import InputDataError, RecipeError
 
 DATA, WRITE, SHOW = "Models and data", "Output", "Display"
 
@@ -102,6 +102,22 @@ def one_of(overwrite: bool, resume: bool) -> None:
     """Raise if both were asked for."""
     if overwrite and resume:
         raise RecipeError("excludes --overwrite", field="--resume", remedy="Choose one of the two")
+
+
+def ids_of(ids: Sequence[str] | None, file: Path | None) -> set[str]:
+    """Return the ids given one by one, and those of a file with one a line.
+
+    Raises:
+        InputDataError: if the file cannot be read.
+    """
+    if file is None:
+        return set(ids or ())
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InputDataError(f"cannot be read: {error.strerror}", field="--ids-file", value=str(file),
+                             remedy="Check the path") from error  # fmt: skip
+    return {*(ids or ()), *(line.strip() for line in lines if line.strip())}
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,10 @@ from expunge.cli import options as opt
 from expunge.cli.progress import display
 from expunge.cli.streams import guarded, interruptible, limit_threads, out, print_json, quiet_libraries
 from expunge.cli.tables import print_facts, print_paths
-from expunge.errors import InputDataError, RecipeError, VerificationFailed
+from expunge.errors import RecipeError, VerificationFailed
+
+if TYPE_CHECKING:
+    from expunge.recipe import SisaRecipe
 
 sisa_app = typer.Typer(
     no_args_is_help=True, help="Train in shards, so that forgetting retrains only what saw the data."
@@ -51,17 +54,26 @@ def train(
     quiet_libraries()
     from expunge.recipe import SisaRecipe
 
-    resolved = SisaRecipe.build(settings)
-    limit_threads(resolved.model.path)
+    path = train_apart(
+        context, SisaRecipe.build(settings), output_dir, overwrite=overwrite, resume=resume, processes=processes
+    )
+    _show_check(path, as_json)
+
+
+def train_apart(
+    context: typer.Context, recipe: SisaRecipe, output_dir: Path | None, *, overwrite: bool, resume: bool,
+    processes: int | None,
+) -> Path:  # fmt: skip
+    """Train a resolved recipe in shards, or by tenants; return the run folder."""
+    limit_threads(recipe.model.path)
     from expunge.api.sisa import sisa_train
 
-    path = output_dir or Path("runs") / resolved.folder_name
+    path = output_dir or Path("runs") / recipe.folder_name
     with interruptible(path), display() as watcher:
-        sisa_train(
-            resolved, output_dir=path, overwrite=overwrite, resume=resume, processes=processes,
+        return sisa_train(
+            recipe, output_dir=path, overwrite=overwrite, resume=resume, processes=processes,
             commands=(opt.command_line(context),), watcher=watcher,
         )  # fmt: skip
-    _show_check(path, as_json)
 
 
 @sisa_app.command(no_args_is_help=True)
@@ -81,7 +93,7 @@ def forget(
     as_json: opt.Json = False,
 ) -> None:
     """Take data out: its checkpoints are dropped, and those stages trained again without it."""
-    leave = {*(ids or []), *_lines(ids_file)}
+    leave = opt.ids_of(ids, ids_file)
     if not (leave or subjects or go_on or again):
         raise RecipeError("names nothing", field="--id", remedy="Give --id, --subject or --ids-file, or --resume")
     quiet_libraries()
@@ -143,13 +155,3 @@ def _show_check(folder: Path, as_json: bool, *, again: list[int] | None = None, 
         print_paths(out(), {"model": folder / "model", "manifest": folder / "manifest.json"})
     if found.problems:
         raise VerificationFailed("; ".join(found.problems), field=str(folder), remedy="Train those shards again")
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputDataError(f"cannot be read: {error.strerror}", field="--ids-file", value=str(path),
-                             remedy="Check the path") from error  # fmt: skip

@@ -204,7 +204,8 @@ def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict]) -> 
     for verdict in verdicts:
         mark = ("✓", "green") if verdict.met else ("✗", "red")
         measured = "no number" if verdict.measured is None else f"{verdict.measured:.4g}"
-        console.print(Text.assemble("  ", mark, f" {verdict.rule}", (f"  measured {measured}", "dim")))
+        said = f"  measured {measured}" + (f" ({verdict.reason})" if verdict.reason else "")
+        console.print(Text.assemble("  ", mark, f" {verdict.rule}", (said, "dim")))
 
 
 def print_sentences(console: Console, view: ReportView) -> None:

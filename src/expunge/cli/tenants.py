@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from expunge.cli import options as opt
+from expunge.cli.measure import print_document
 from expunge.cli.progress import display
-from expunge.cli.sisa import Processes
-from expunge.cli.streams import guarded, interruptible, limit_threads, out, print_json, quiet_libraries
+from expunge.cli.sisa import Processes, train_apart
+from expunge.cli.streams import guarded, limit_threads, out, print_json, quiet_libraries
 from expunge.cli.tables import print_facts, print_paths
 from expunge.errors import VerificationFailed
 
@@ -46,17 +47,10 @@ def train(
     flags = {"model.path": model, "model.device": device, "data.train": data, "seed": seed}
     settings = opt.settings_of(recipe, flags, sets, needed=("model.path", "data.train"))
     quiet_libraries()
-    from expunge.api.sisa import sisa_train
     from expunge.api.tenants import tenants_recipe
 
     resolved = tenants_recipe(settings, reserve=reserve)
-    limit_threads(resolved.model.path)
-    path = output_dir or Path("runs") / resolved.folder_name
-    with interruptible(path), display() as watcher:
-        sisa_train(
-            resolved, output_dir=path, overwrite=overwrite, resume=resume, processes=processes,
-            commands=(opt.command_line(context),), watcher=watcher,
-        )  # fmt: skip
+    path = train_apart(context, resolved, output_dir, overwrite=overwrite, resume=resume, processes=processes)
     _show(path, as_json)
 
 
@@ -89,6 +83,69 @@ def verify(folder: Folder, as_json: opt.Json = False) -> None:
     """Check that the weights of removed tenants are not there, and those of the others are as trained."""
     quiet_libraries()
     _show(folder, as_json)
+
+
+@tenants_app.command(no_args_is_help=True)
+@guarded
+def answer(
+    folder: Folder,
+    data: Annotated[
+        str, typer.Option("--data", help="Examples, each with its tenant as `subject`; their answers are not read.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL to write; default: print them.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 64,
+    device: opt.Device = None,
+) -> None:
+    """Answer every prompt by its own tenant's weights; those of nobody go to the model without any.
+
+    Who asks is not checked: a prompt is answered for the tenant that its row names.
+    """
+    quiet_libraries()
+    limit_threads()
+    from expunge.api.routing import answer_file
+    from expunge.runs import write_text
+
+    with display() as watcher:
+        answers = answer_file(folder, data, max_new_tokens=max_new_tokens, device=device or "auto", watcher=watcher)
+    text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in answers)
+    if output is None:
+        print_json(text.removesuffix("\n"))
+        return
+    write_text(output, text)
+    print_paths(out(), {"answers": output})
+
+
+@tenants_app.command(no_args_is_help=True)
+@guarded
+def audit(
+    folder: Folder,
+    forget: opt.Forget = None,
+    retain: opt.Retain = None,
+    holdout: opt.Holdout = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option("--extra", metavar="NAME=FILE", help="A further set; repeatable.", rich_help_panel=opt.DATA),
+    ] = None,
+    sets: opt.Sets = None,
+    device: opt.Device = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the JSON document too.")] = None,
+    as_json: opt.Json = False,
+    all_metrics: opt.AllMetrics = False,
+) -> None:
+    """Measure tenants as they answer: every example by its own tenant's weights."""
+    flags = {"data.forget": forget, "data.retain": retain, "data.holdout": holdout,
+             "data.extra": opt.pairs(extra, "--extra") or None}  # fmt: skip
+    settings = opt.settings_of(None, flags, sets)
+    quiet_libraries()
+    limit_threads()
+    from expunge.api.routing import audit_tenants
+    from expunge.audit.document import write_json
+
+    with display() as watcher:
+        document = audit_tenants(folder, settings, device=device or "auto", watcher=watcher)
+    if output is not None:
+        write_json(document, output)
+    print_document(document, as_json=as_json, all_metrics=all_metrics)
 
 
 def _show(folder: Path, as_json: bool) -> None:

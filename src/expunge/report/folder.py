@@ -263,6 +263,7 @@ def _policy(audit: Mapping[str, Any]) -> tuple[PolicyRule, ...]:
     for rule in (audit.get("policy") or {}).get("rules", ()):
         measured = rule.get("measured")
         text = number(measured) if isinstance(measured, (int, float)) else "not measured"
+        text += f" ({rule['reason']})" if rule.get("reason") else ""
         out.append(PolicyRule(rule=str(rule["rule"]), measured=text, met=rule.get("met")))
     return tuple(out)
 

@@ -99,6 +99,22 @@ _TERMS: dict[str, Term] = {
                 known=1),
     "membership.traces.outputs": Term("traces in the outputs", _TRACES, "Membership", scale=None),
     "membership.traces.states": Term("traces in the states", _TRACES, "Membership", scale=None),
+    "canary.auc": Term("canary AUC", "How often an inserted canary looks more familiar than a held-out one; one half "
+                       "is chance level.", "Membership", known=1, neutral=0.5),
+    "canary.tpr_at_1_fpr": Term("canaries found", "Share of inserted canaries found at 1 % false alarms.", "Membership",
+                                known=1),
+    "canary.one_run": Term("epsilon, lower bound", "What canaries of one run show of epsilon at least; nothing from "
+                           "above.", "Membership", scale=None),
+    "canary.clopper_pearson": Term("epsilon, lower bound from error rates", "What canaries show of epsilon at least; "
+                                   "nothing from above.", "Membership", scale=None),
+    "canary.fdp_one_run": Term("epsilon, estimate from one run", "Assumes a Gaussian trade-off curve; no bound.",
+                               "Membership", scale=None),
+    "canary.gdp": Term("epsilon, Gaussian estimate", "Assumes a Gaussian trade-off curve; no bound.", "Membership",
+                       scale=None),
+    "canary.auc_convexified": Term("canary AUC, thresholds mixed", "Area under the hull of the ROC curve.",
+                                   "Membership", scale=None),
+    "canary.tpr_at_1_fpr_convexified": Term("canaries found, thresholds mixed", "The same on the hull of the ROC "
+                                            "curve.", "Membership", scale=None),
     "epsilon": Term("empirical epsilon", "A lower bound on what canaries give away; never an upper bound.",
                     "Membership", scale=None),
     "refusal_rate": Term("refusal rate", "Share of answers that decline.", "Behaviour"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from expunge.claims import MetricCard
 
+CANARY_PREFIX = "canary."
+#: Why a canary metric has no number.
+NO_CANARIES = "no canaries were scored on this model: audit.canaries names the manifest of those planted in its data"
 _TARGET = "the value of a model trained without any of the canaries"
 _NEEDS = ("manifest of planted canaries",)
 _FAILURES = (
@@ -16,8 +19,8 @@ _ONE_RUN = "Steinke, Nasr and Jagielski, 2023, arXiv:2305.08846, theorem 5.2"
 
 def _card(name: str, title: str, definition: str, unit: str, source: str, *failures: str) -> MetricCard:
     return MetricCard(
-        name=f"canary.{name}", title=title, definition=definition, unit=unit, direction="reference", target=_TARGET,
-        needs=_NEEDS, known_failures=(*failures, *_FAILURES), source=source,
+        name=f"{CANARY_PREFIX}{name}", title=title, definition=definition, unit=unit, direction="reference",
+        target=_TARGET, needs=_NEEDS, known_failures=(*failures, *_FAILURES), source=source,
     )  # fmt: skip
 
 

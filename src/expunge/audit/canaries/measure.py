@@ -17,6 +17,7 @@ from expunge.audit.canaries.bounds import (
     gdp_epsilon,
     one_run_epsilon,
 )
+from expunge.audit.canaries.cards import CANARY_PREFIX
 from expunge.audit.canaries.counts import CanaryScores, convex_auc, convex_tpr_at_fpr
 from expunge.audit.canaries.strategies import BonferroniGrid
 from expunge.audit.document import ModelRole
@@ -68,6 +69,21 @@ class CanaryFindings:
         """Return the JSON form."""
         rates = {name: found.to_dict() for name, found in self.rates.items()}
         return {"role": self.role, **rates, "epsilon": {name: found.to_dict() for name, found in self.epsilon.items()}}
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return every number under the name of its metric."""
+        named = {**self.rates, **{name: _estimate_of(found) for name, found in self.epsilon.items()}}
+        return {f"{CANARY_PREFIX}{name}": found for name, found in named.items()}
+
+
+def _estimate_of(found: EpsilonBound | EpsilonEstimate) -> Estimate:
+    """Return an epsilon as a metric: a bound with what it could have been, an estimate with what it assumes."""
+    assumed = isinstance(found, EpsilonEstimate)
+    return Estimate(
+        value=found.value, n=found.inserted + found.held_out, direction="reference", most=found.power,
+        reason=f"a lower bound of {found.confidence:.0%} confidence; nothing bounds epsilon from above here",
+        caveat=f"an estimate, not a bound: assumes that {'; '.join(found.assumptions)}" if assumed else "",
+    )  # fmt: skip
 
 
 def score_canaries(

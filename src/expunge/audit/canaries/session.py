@@ -12,6 +12,7 @@ from expunge.audit.canaries.document import canary_document
 from expunge.audit.canaries.measure import CanaryFindings, CanarySettings, findings, score_canaries
 from expunge.audit.config import AuditConfig
 from expunge.audit.document import ModelRole
+from expunge.audit.estimate import Estimate
 from expunge.audit.statistics import Unavailable
 from expunge.data.canary_manifest import read_manifest
 from expunge.data.encoding import Encoder
@@ -47,6 +48,10 @@ class CanaryAudit:
         except Unavailable as error:
             raise InputDataError(str(error), field="manifest", value=str(self._path)) from None
         self._found[name] = findings(scores, self.manifest.thresholds, role, self._settings)
+
+    def estimates(self, name: str) -> dict[str, Estimate]:
+        """Return what the canaries show about a model as metrics; none if it was not scored."""
+        return self._found[name].estimates() if name in self._found else {}
 
     def document(self) -> dict[str, Any] | None:
         """Return what was found, None if no model was measured."""
