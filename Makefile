@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-reversal study-noise study-domains collapse-map
+.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-reversal study-noise study-domains study-costs collapse-map
 
 venv: $(STAMP)
 
@@ -61,6 +61,12 @@ study-domains: $(STAMP)
 	$(BIN)/python -m expunge.studies.domains_study runs/domains
 	mkdir -p results && cp runs/domains/study.json results/domains-study.json
 	$(BIN)/python -m expunge.studies.domains_page results/domains-study.json docs/three-domains.md
+
+# About twenty minutes of one core; goes on where it was stopped.
+study-costs: $(STAMP)
+	$(BIN)/python -m expunge.studies.costs_study runs/costs
+	mkdir -p results && cp runs/costs/costs.json results/guarantee-costs.json
+	$(BIN)/python -m expunge.studies.costs_page results/guarantee-costs.json docs/what-guarantees-cost.md
 
 collapse-map: $(STAMP)
 	for m in npo grad_diff; do $(BIN)/expunge benchmark fictitious --criterion collapse --method $$m --rates 3e-4,1e-3,3e-3 --requests 3 --seeds 0,1,2 --set training.epochs=15 --set audit.bootstrap=300 --set audit.max_new_tokens=24 -o runs/collapse-$$m || exit 1; done
