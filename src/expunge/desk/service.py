@@ -119,7 +119,8 @@ class Desk:
         """
         name = file.id or f"{file.received:%Y%m%d}-{secrets.token_hex(3)}"
         subject = salted_digest(self.ledger.salts.of(WHOLE_LEDGER), file.subject())
-        same = [view.id for view in self.ledger.requests() if view.state not in CLOSED
+        views = self.ledger.requests()
+        same = [view.id for view in views if view.state not in CLOSED
                 and view.events[0].body["subject_digest"] == subject]  # fmt: skip
         due = deadline(self.config.deadline).due(file.received)
         body = file.model_dump(mode="json") | {"id": name}
@@ -127,7 +128,7 @@ class Desk:
             what=file.what, deadline=self.config.deadline, due=due, basis=file.basis, requester=file.requester,
             subject_digest=subject, file_digest=digest(body),
         )  # fmt: skip
-        if any(view.id == name for view in self.ledger.requests()):
+        if any(view.id == name for view in views):
             raise RecipeError("there is a request of that id", field="id", value=name, remedy="Choose another")
         self.path(name).mkdir(parents=True, mode=0o700, exist_ok=True)
         write_json(self.path(name, "request.json"), body)  # before the entry: a request in the ledger has its file
