@@ -80,7 +80,8 @@ def open_engine(url: str | Path) -> sa.Engine:
     if name == "sqlite":
         _prepare_sqlite(engine)
     try:
-        _create(engine)
+        if not _complete(engine):
+            _create(engine)
     except sa.exc.OperationalError as error:
         raise RecipeError(f"cannot be opened: {error.orig}", field="ledger", value=parsed.render_as_string(),
                           remedy="Check the path or the server") from error  # fmt: skip
@@ -101,6 +102,21 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("expunge_writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_PARTS = {
+    "sqlite": "SELECT count(*) FROM sqlite_master WHERE name IN ('events', 'salts', 'events_no_update', "
+    "'events_no_delete')",
+    "postgresql": "SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename IN "
+    "('events', 'salts')) + (SELECT 2 * count(*) FROM pg_trigger WHERE tgname = 'events_append_only' "
+    "AND tgrelid = to_regclass('events') AND tgenabled <> 'D')",
+}
+
+
+def _complete(engine: sa.Engine) -> bool:
+    """Return whether both tables and their guards are there: who only reads then needs no right to write."""
+    with engine.connect() as connection:
+        return connection.exec_driver_sql(_PARTS[engine.dialect.name]).scalar() == 4
 
 
 def _create(engine: sa.Engine) -> None:
