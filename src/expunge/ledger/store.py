@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from expunge.errors import RecipeError
+from expunge.errors import RecipeError, VerificationFailed
 from expunge.ledger.bodies import (
     HANDLE,
     Approved,
@@ -34,7 +34,7 @@ from expunge.ledger.bodies import (
 from expunge.ledger.canonical import canonical, digest
 from expunge.ledger.salts import Salts
 from expunge.ledger.states import State, check_move
-from expunge.ledger.tables import events, open_engine, writing
+from expunge.ledger.tables import UNREADABLE, damaged, events, integrity, open_engine, writing
 
 #: What the first entry is sealed over.
 GENESIS = "0" * 64
@@ -186,15 +186,22 @@ class Ledger:
         return (0, GENESIS) if last is None else (last.seq, last.hash)
 
     def events(self, request: str | None = None, *, after: int = 0, kind: str | None = None) -> Iterator[Event]:
-        """Yield entries in order, of one request or of all, of one kind or of all, from the one after `after`."""
+        """Yield entries in order, of one request or of all, of one kind or of all, from the one after `after`.
+
+        Raises:
+            VerificationFailed: for an entry that cannot be read.
+        """
         wanted = sa.select(events).where(events.c.seq > after).order_by(events.c.seq)
         if request is not None:
             wanted = wanted.where(events.c.request == request)
         if kind is not None:
             wanted = wanted.where(events.c.kind == kind)
         with self._engine.connect() as connection:
-            for row in connection.execution_options(yield_per=1000).execute(wanted):
-                yield _event(row)
+            try:
+                for row in connection.execution_options(yield_per=1000).execute(wanted):
+                    yield _event(row)
+            except UNREADABLE as error:
+                raise damaged(self._engine, error) or error from error
 
     def request(self, request: str) -> RequestView:
         """Return one request.
@@ -226,7 +233,12 @@ class Ledger:
         Args:
             head: number and hash of an entry that was kept elsewhere, which must still be there.
         """
-        return check_chain(self.events(), head=head)
+        try:
+            problems = check_chain(self.events(), head=head)
+            found = integrity(self._engine)
+        except VerificationFailed as error:
+            return [Problem(error.value if isinstance(error.value, int) else 0, error.problem)]
+        return problems + ([Problem(0, f"the database is damaged: {found}")] if found else [])
 
     def _next_state(self, connection: sa.Connection, body: Body, actor: str, request: str | None) -> State | None:
         if request is None:
@@ -328,6 +340,12 @@ def _viewed(rows: Sequence[Any]) -> RequestView:
 
 
 def _event(row: Any) -> Event:
-    state = None if row.state is None else State(row.state)
-    return Event(row.seq, row.at, row.actor, row.request, row.kind, state, row.once, json.loads(row.body),
+    try:
+        state, body = None if row.state is None else State(row.state), json.loads(row.body)
+        if canonical(body).decode() != row.body:
+            raise ValueError("the body is not in the form in which it was written")
+    except (ValueError, TypeError) as error:
+        raise VerificationFailed(f"was changed after it was written: {error}", field="entry", value=row.seq,
+                                 remedy="Keep this copy, and compare it with an export") from error  # fmt: skip
+    return Event(row.seq, row.at, row.actor, row.request, row.kind, state, row.once, body,
                  row.previous, row.hash)  # fmt: skip

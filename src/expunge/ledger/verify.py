@@ -74,7 +74,10 @@ def verify_certificate(
     except VerificationFailed as error:
         return Verification((Check("certificate", False, str(error)),))
     checks = [Check("signature", True, f"key {key.id[:16]}")]
-    entries = None if events is None else list(events)
+    try:
+        entries = None if events is None else list(events)
+    except VerificationFailed as error:
+        return Verification((*checks, Check("ledger", False, str(error))), key=key.id)
     when = None if entries is None else _issued(entries, envelope.digest)
     if entries is not None:
         checks += _ledger(entries, envelope, head, when)
