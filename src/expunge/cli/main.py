@@ -16,6 +16,7 @@ from expunge.cli import (
     diagnose,
     evidence,
     linear,
+    locate,
     lookup,
     measure,
     private,
@@ -46,6 +47,7 @@ _ORDER = (
     "canary",
     "desk",
     "request",
+    "locate",
     "work",
     "key",
     "certify",
@@ -118,6 +120,7 @@ app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(diagnose.diagnose)
 app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
 app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(locate.locate)
 app.command(rich_help_panel=_REQUESTS)(requests.work)
 app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.certify)

@@ -8,7 +8,7 @@ from itertools import islice
 
 from expunge.data.columns import check_mapping, kind_of, rename, shown, to_example
 from expunge.data.examples import Example
-from expunge.data.sources import Row, Source, read_rows
+from expunge.data.sources import Source, read_rows
 from expunge.errors import InputDataError, RecipeError
 
 
@@ -36,11 +36,9 @@ def load_examples(
     field = f"data.{name}"
     if limit is not None and limit < 1:
         raise RecipeError("must be at least 1", field=f"{field}.limit", value=limit, remedy="Leave it out to take all")
-    check_mapping(columns or {}, field=field)
-    rows = islice(read_rows(source, field=field), limit)
     places: dict[str, str] = {}
     examples = []
-    for place, example in _examples(rows, name, columns or {}, field):
+    for place, example in islice(_stream(source, name, columns or {}), limit):
         if example.id in places:
             raise InputDataError(
                 f"{places[example.id]} and {place} have the same id",
@@ -54,6 +52,15 @@ def load_examples(
         where = source if isinstance(source, str) else None
         raise InputDataError("holds no examples", field=field, value=where, remedy="Give at least one row")
     return examples
+
+
+def stream_examples(source: Source, *, name: str, columns: Mapping[str, str] | None = None) -> Iterator[Example]:
+    """Yield the examples of one set, one in memory at a time: as `load_examples`, but ids may occur twice.
+
+    Raises:
+        InputDataError, RecipeError: as `load_examples`, at the row that is wrong.
+    """
+    yield from (example for _, example in _stream(source, name, columns or {}))
 
 
 def check_overlap(forget: Sequence[Example], other: Sequence[Example], *, names: tuple[str, str]) -> None:
@@ -78,8 +85,11 @@ def check_overlap(forget: Sequence[Example], other: Sequence[Example], *, names:
         )
 
 
-def _examples(rows: Iterator[Row], name: str, columns: Mapping[str, str], field: str) -> Iterator[tuple[str, Example]]:
-    kind = ""
+def _stream(source: Source, name: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Example]]:
+    """Yield places and examples."""
+    field, kind = f"data.{name}", ""
+    check_mapping(columns, field=field)
+    rows = read_rows(source, field=field)
     for number, (place, value) in enumerate(rows, start=1):
         if isinstance(value, Example):
             if not value.answer.strip():

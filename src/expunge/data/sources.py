@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,9 @@ class Row(NamedTuple):
 
 
 def read_rows(source: Source, *, field: str) -> Iterator[Row]:
-    """Return the rows of a file, a hub dataset or a sequence, one after the other.
+    """Return the rows of a file, a hub dataset or a sequence, one after the other and one in memory at a time.
+
+    A Parquet file is held by row groups, and a JSON array as a whole.
 
     Args:
         source: path, hub id (`owner/name`, optional `:config` and `[split]`), or mappings / examples in memory.
@@ -80,17 +82,34 @@ def _reader_for(path: Path, field: str) -> Callable[[Path, str], Iterator[Row]]:
     return _READERS[path.suffix.lower()]
 
 
-def _decode(path: Path, field: str) -> str:
+def _lines(path: Path, field: str, newline: str) -> Iterator[str]:
+    """Yield the lines of a file with their ends, one in memory at a time; `newline` as in `open`."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield from file
+        return
     except OSError as error:
         raise InputDataError(f"cannot be read: {error.strerror}", field=field, value=str(path)) from error
-    except UnicodeDecodeError as error:
-        start = error.start
-    # Raised outside the handler: the decoding error carries the bytes of the file with it.
+    except UnicodeDecodeError:
+        pass
+    # Raised outside the handler: the decoding error carries bytes of the file with it.
     raise InputDataError(
-        f"not UTF-8 at byte offset {start}", field=field, value=str(path), remedy="Convert it, for example with iconv"
-    )
+        f"not UTF-8 at byte offset {_first_bad_byte(path)}", field=field, value=str(path),
+        remedy="Convert it, for example with iconv",
+    )  # fmt: skip
+
+
+def _first_bad_byte(path: Path) -> int:
+    """Return the offset of the first byte that is not UTF-8; a line end is never part of another character."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return offset + error.start
+            offset += len(line)
+    return offset
 
 
 def _parse(text: str, path: Path, field: str, first_line: int) -> Any:
@@ -107,15 +126,19 @@ def _parse(text: str, path: Path, field: str, first_line: int) -> Any:
 
 
 def _json_rows(path: Path, field: str) -> Iterator[Row]:
-    text = _decode(path, field)
-    if text.lstrip()[:1] == "[":
-        for number, value in enumerate(_parse(text, path, field, 1), start=1):
+    # Cut at line feeds alone: other separators may stand inside a JSON string.
+    lines = enumerate(_lines(path, field, "\n"), start=1)
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        return
+    if first[1].lstrip()[:1] == "[":  # an array is read as a whole
+        text = first[1] + "".join(line for _, line in lines)
+        for number, value in enumerate(_parse(text, path, field, first[0]), start=1):
             yield _json_row(value, f"row {number}", field)
         return
-    # Not `splitlines`: it also cuts at separators that JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in chain((first,), lines):
         if line.strip():
-            yield _json_row(_parse(line, path, field, number), f"line {number}", field)
+            yield _json_row(_parse(line.rstrip("\n"), path, field, number), f"line {number}", field)
 
 
 def _json_row(value: object, place: str, field: str) -> Row:
@@ -127,7 +150,7 @@ def _json_row(value: object, place: str, field: str) -> Row:
 
 
 def _csv_rows(path: Path, field: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(_decode(path, field), newline=""), strict=True)
+    reader = csv.DictReader(_lines(path, field, ""), strict=True)
     try:
         for value in reader:
             if None in value or None in value.values():

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expunge.audit.policy import Policy
+from expunge.desk.locate.config import LocateConfig
 from expunge.errors import RecipeError
 from expunge.ledger.statement import UtilityBudget
 from expunge.methods.registry import recipe_error
@@ -27,6 +28,7 @@ class DeskConfig(BaseModel):
     holdout: str | None = Field(None, description="examples like those of requests that no model was trained on")
     columns: dict[str, str] = Field(default_factory=dict, description="our column names to those of the corpora")
     lineage: str | None = Field(None, description="file that says which artefacts saw which corpora")
+    locate: LocateConfig = Field(LocateConfig(), description="by which ways the records of a request are found")
     recipe: dict[str, Any] = Field(default_factory=dict, description="settings under every plan, as in a recipe")
     policy: Policy = Field(description="thresholds that every run is held against")
     budget: UtilityBudget = Field(UtilityBudget(), description="how much utility one request may cost")

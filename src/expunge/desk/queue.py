@@ -27,6 +27,7 @@ from expunge.data.examples import Example
 from expunge.data.loaders import load_examples
 from expunge.data.writing import write_examples
 from expunge.desk.config import located
+from expunge.desk.locate.scope import text_of
 from expunge.desk.notices import write_notices
 from expunge.desk.service import SUPPRESSION, Desk
 from expunge.errors import ExpungeError, Interrupted, RecipeError
@@ -248,11 +249,6 @@ def write_suppression(desk: Desk) -> None:
     salt = desk.ledger.salts.of(SUPPRESSION)
     digests = sorted({salted_digest(salt, text_of(example)) for name in names for example in forget_set(desk, name)})
     write_json(desk.folder / "suppression.json", {"schema_version": 1, "digests": digests})
-
-
-def text_of(example: Example) -> str:
-    """Return prompt and answer as the text by which a record is recognised."""
-    return f"{example.prompt}\n{example.answer}"
 
 
 def _once(desk: Desk, unit: Unit, request: str, body: Body, step: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,10 +30,13 @@ from expunge.ledger.canonical import digest
 from expunge.ledger.deadlines import deadline
 from expunge.ledger.keys import generate_key
 from expunge.ledger.salts import WHOLE_LEDGER, salted_digest
-from expunge.ledger.states import CLOSED, State
+from expunge.ledger.states import CLOSED, State, check_move
 from expunge.ledger.store import Event, Ledger, RequestView
 from expunge.methods.registry import get_method, parse_method
 from expunge.runs import write_json, write_text
+
+if TYPE_CHECKING:
+    from expunge.desk.locate.scope import Located
 
 #: Name of the salt under which records are remembered for the next training.
 SUPPRESSION = "suppression"
@@ -194,6 +197,31 @@ class Desk:
             name: load_examples(located(self.folder, source), name=name, columns=self.config.columns or None)
             for name, source in self.config.corpora.items()
         }
+
+    def locate(self, request: str, *, actor: str) -> Located:
+        """Search the desk's corpora for what a request is about, and write down what was found and what was not.
+
+        If nothing was found, `nothing-found.json` in the request's folder says what was searched, for the refusal.
+
+        Raises:
+            RecipeError: in a state in which nothing is located, for settings that cannot be meant, and if nothing was
+                found.
+            InputDataError: if the request's file or a corpus cannot be read.
+        """
+        from expunge.desk.locate.output import locate_request, write_found
+
+        view = self.ledger.request(request)
+        check_move(view.state, State.LOCATED, held_in=view.held_in)
+        found = locate_request(self, request)
+        scope = found.scope
+        if not found.examples:
+            write_json(self.path(request, "nothing-found.json"), scope.to_dict())
+        self.scope(
+            request, found.examples, scope.to_dict(), actor=actor, by_way=scope.by_way,
+            artefacts=len(scope.artefacts), not_searched=len(scope.not_searched),
+        )  # fmt: skip
+        write_found(found, self.path(request))
+        return found
 
     def scope(
         self, request: str, found: Sequence[Example], scope: Mapping[str, Any], *, actor: str,

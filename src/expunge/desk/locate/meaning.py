@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways that need a model: its states for rows in other words, its gradients for rows that moved it alike.
+
+Shape suffixes: C chunks of texts, S chunks of samples, N random rows, D width, P weights of one block.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expunge.audit.diagnostics.collect import pool, whole
+from expunge.data.batching import pad
+from expunge.data.encoding import Encoded
+from expunge.data.examples import Example
+from expunge.desk.locate.config import LocateConfig
+from expunge.desk.locate.scope import Threshold
+from expunge.errors import RecipeError
+from expunge.models.loading import context_length, load_model
+from expunge.signals.curvature import evaluating, gradient, sequence_nll
+from expunge.signals.head import decoder_blocks
+from expunge.signals.hidden import over_batches
+from expunge.signals.likelihood import Scorer
+
+Place = tuple[int, int]
+#: Random rows whose gradients the threshold of influence is taken from.
+_GRADIENTS = 64
+
+
+class Reader:
+    """A model that reads texts; what is longer than its context is read in chunks.
+
+    Args:
+        model: folder or hub id.
+        config: which block, on which device.
+
+    Raises:
+        RecipeError: if it has no such block.
+    """
+
+    def __init__(self, model: str, config: LocateConfig) -> None:
+        self._model, self._tokenizer = load_model(model, device=config.device)
+        blocks = len(decoder_blocks(self._model))
+        self._layer = blocks // 2 if config.layer is None else config.layer
+        if self._layer >= blocks:
+            raise RecipeError(f"the model has the blocks 0 to {blocks - 1}", field="locate.layer", value=config.layer,
+                              remedy="Choose one of them")  # fmt: skip
+        self._longest = context_length(self._model)
+
+    def chunks(self, text: str) -> list[Encoded]:
+        """Return a text as token ids, every one of them a label."""
+        ids = self._tokenizer(text, verbose=False)["input_ids"]
+        parts = [tuple(ids[start : start + self._longest]) for start in range(0, len(ids), self._longest)]
+        return [Encoded(part, part, False) for part in parts]
+
+    def states(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Return the mean state of every chunk at the block, [C, D] float32, and which text each is of."""
+        items = [(number, chunk) for number, text in enumerate(texts) for chunk in self.chunks(text)]
+        place = {id(chunk): row for row, (_, chunk) in enumerate(items)}
+        out_CD: Tensor | None = None
+        for chosen, found in over_batches(
+            self._model, [chunk for _, chunk in items], layers=[self._layer], pad_id=0, batch_tokens=8192
+        ):
+            mask_BT = pad(chosen, 0).attention_mask.to(found[self._layer].device)
+            pooled_BD = pool(found[self._layer], mask_BT, "mean").cpu()
+            if out_CD is None:
+                out_CD = torch.empty(len(items), pooled_BD.shape[1])
+            out_CD[[place[id(chunk)] for chunk in chosen]] = pooled_BD
+        return (torch.empty(0, 0) if out_CD is None else out_CD), [number for number, _ in items]
+
+    def gradient(self, text: str) -> Tensor | None:
+        """Return the gradient of a text's loss, nats per token, with respect to the last block, [P] on the CPU.
+
+        None if it has a single token, which nothing predicts.
+        """
+        weights = [p for p in decoder_blocks(self._model)[-1].parameters() if p.is_floating_point()]
+        total: Tensor | None = None
+        with evaluating(self._model), torch.enable_grad():
+            scorer = Scorer(self._model)
+            for chunk in self.chunks(text):
+                if len(chunk.ids) > 1:
+                    parts = gradient(sequence_nll(scorer, whole(chunk), mean=True), weights)
+                    flat_P = torch.cat([part.flatten() for part in parts]).cpu()
+                    total = flat_P if total is None else total + flat_P
+        return total
+
+
+class Paraphrases:
+    """How near a text's states are to those of any sample, around the mean state of random rows.
+
+    Args:
+        reader: the model.
+        samples: texts.
+        random_rows: texts drawn from the corpora.
+        false_rate: share of pairs of random rows and all samples that may reach the threshold.
+    """
+
+    def __init__(
+        self, reader: Reader, samples: Sequence[str], random_rows: Sequence[str], *, false_rate: float
+    ) -> None:
+        self._reader = reader
+        states_CD, owners = reader.states(random_rows)
+        self._centre_D = states_CD.mean(0)
+        self._samples_SD = self._units(reader.states(samples)[0])
+        units_CD = self._units(states_CD)
+        first = [owners.index(number) for number in dict.fromkeys(owners)]
+        texts = [random_rows[owners[place]] for place in first]
+        self.threshold = random_threshold(units_CD[first], texts, false_rate / len(self._samples_SD))
+
+    def _units(self, states_CD: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(states_CD - self._centre_D, dim=1)
+
+    def cosines(self, texts: Sequence[str]) -> list[float]:
+        """Return for each text the highest cosine of one of its chunks with one of a sample, in -1..1."""
+        states_CD, owners = self._reader.states(texts)
+        best_C = (self._units(states_CD) @ self._samples_SD.T).amax(1)
+        out = [-1.0] * len(texts)
+        for owner, value in zip(owners, best_C.tolist(), strict=True):
+            out[owner] = max(out[owner], value)
+        return out
+
+
+def random_threshold(units_ND: Tensor, texts: Sequence[str], rate: float) -> Threshold:
+    """Return the cosine that a share `rate` of pairs of random rows exceeds; pairs of equal texts do not count.
+
+    Args:
+        units_ND: states of the rows, of length 1.
+        texts: of the rows, N of them.
+        rate: share, in 0..1.
+    """
+    cosines_NN = units_ND @ units_ND.T
+    kinds = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    kind_N = torch.tensor([kinds[text] for text in texts])
+    upper = torch.triu(kind_N[:, None] != kind_N[None, :], diagonal=1)
+    pairs = cosines_NN[upper].double()
+    if not len(pairs):
+        raise RecipeError("the random rows are all alike: no threshold can be taken from them",
+                          field="locate.calibration", remedy="Leave the way paraphrase out")  # fmt: skip
+    quantile = 1 - rate
+    found = torch.quantile(pairs, torch.tensor([quantile, 0.5], dtype=torch.float64), interpolation="higher")
+    return Threshold(value=float(found[0]), pairs=len(pairs), quantile=quantile, median=float(found[1]))
+
+
+class Influence:
+    """How alike a row and the samples together would move the weights: the cosine of their gradients.
+
+    Args:
+        reader: the model.
+        samples: texts.
+        random_rows: the highest cosine among these is the threshold.
+
+    Source: Pruthi et al., Estimating training data influence by tracing gradient descent, 2020, with one checkpoint,
+    the last block, and gradients of length 1.
+    """
+
+    def __init__(self, reader: Reader, samples: Sequence[str], random_rows: Sequence[str]) -> None:
+        self._reader = reader
+        parts = [found for text in samples if (found := reader.gradient(text)) is not None]
+        if not parts:
+            raise RecipeError("no sample has two tokens", field="samples", remedy="Leave the way influence out")
+        self._target_P = torch.nn.functional.normalize(torch.stack([_unit(part) for part in parts]).sum(0), dim=0)
+        values = torch.tensor(
+            [found for text in random_rows[:_GRADIENTS] if (found := self.cosine(text)) is not None],
+            dtype=torch.float64,
+        )
+        self.threshold = Threshold(
+            value=float(values.max()), pairs=len(values), quantile=1.0, median=float(values.median())
+        )
+
+    def cosine(self, text: str) -> float | None:
+        """Return the cosine, in -1..1; None for a text of one token."""
+        found_P = self._reader.gradient(text)
+        return None if found_P is None else float(_unit(found_P) @ self._target_P)
+
+
+def _unit(values_P: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(values_P, dim=0)
+
+
+class Nearest:
+    """Keeps the rows of the highest similarity.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._heap, self.offered = most, list[tuple[float, Place, Example]](), 0
+
+    def offer(self, similarity: float, place: Place, example: Example) -> None:
+        """Keep a row if it is among the nearest; of equal ones those that came first."""
+        self.offered += 1
+        entry = (similarity, (-place[0], -place[1]), example)
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, entry)
+        elif entry[:2] > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, entry)
+
+    def rows(self) -> list[tuple[float, Place, Example]]:
+        """Return them, the nearest first."""
+        ranked = sorted(self._heap, key=lambda entry: entry[:2], reverse=True)
+        return [(similarity, (-place[0], -place[1]), example) for similarity, place, example in ranked]
