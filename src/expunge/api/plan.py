@@ -31,27 +31,57 @@ class Work:
     prompts: int
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Return the resolved recipe, counts, steps, and estimates of memory and time; writes nothing.
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What plans of several methods on the same model and data share.
 
-    The model's weights are not read: its size comes from its configuration.
+    Attributes:
+        data: of the recipe.
+        shape: sizes of the model.
+        encoded: sequences by set.
+        rate: multiplications per second of this machine.
+    """
+
+    data: Data
+    shape: ModelShape
+    encoded: Mapping[str, Sequence[Encoded]]
+    rate: float
+
+
+def survey(recipe: Recipe) -> Ground:
+    """Return what the plan of a recipe stands on; the model's size comes from its configuration, no weight is read.
 
     Raises:
-        ExpungeError: whatever would stop the run because of its recipe, data or model folder.
+        ExpungeError: whatever would stop the run because of its data or model folder.
     """
-    check_needs(recipe)
-    data = load_data(recipe.data)
-    trained = data.trained.named()
-    shape = model_shape(recipe.model)
+    data, shape = load_data(recipe.data), model_shape(recipe.model)
     encoder = Encoder(
         tokenizer_of(recipe.model), template=recipe.data.template, max_length=recipe.data.max_length or shape.context,
         too_long=recipe.data.too_long, answer_eos=recipe.data.answer_eos,
     )  # fmt: skip
     encoded = {
-        name: [row.encoded for row in encoder.encode_many(examples, where=name)] for name, examples in trained.items()
+        name: [row.encoded for row in encoder.encode_many(examples, where=name)]
+        for name, examples in data.trained.named().items()
     }
+    return Ground(data, shape, encoded, _flops_per_second())
+
+
+def plan(recipe: Recipe, ground: Ground | None = None) -> dict[str, Any]:
+    """Return the resolved recipe, counts, steps, and estimates of memory and time; writes nothing.
+
+    Args:
+        recipe: resolved.
+        ground: that of a recipe with the same model and data; surveyed if not given.
+
+    Raises:
+        ExpungeError: whatever would stop the run because of its recipe, data or model folder.
+    """
+    check_needs(recipe)
+    ground = ground or survey(recipe)
+    data, shape, encoded, rate = ground.data, ground.shape, ground.encoded, ground.rate
+    trained = data.trained.named()
     work = _work(recipe, data, encoded)
-    moving, rate = moving_parameters(recipe), _flops_per_second()
+    moving = moving_parameters(recipe)
     card = get_method(recipe.method.name).card  # type: ignore[attr-defined]
     return {
         "recipe": recipe.to_dict(),

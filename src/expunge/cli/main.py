@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from expunge import __version__
 from expunge.cli import (
+    advise,
     attack,
     bench,
     canary,
@@ -48,6 +49,7 @@ _ORDER = (
     "desk",
     "request",
     "locate",
+    "advise",
     "work",
     "key",
     "certify",
@@ -121,6 +123,7 @@ app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
 app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(locate.locate)
+app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(advise.advise)
 app.command(rich_help_panel=_REQUESTS)(requests.work)
 app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.certify)

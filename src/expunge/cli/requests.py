@@ -105,19 +105,26 @@ def show(request: RequestId, desk: DeskFolder = _HERE, as_json: opt.Json = False
 @guarded
 def plan(
     request: RequestId,
-    method: Annotated[str, typer.Option("--method", help="Name of a method; see `expunge methods`.")],
     actor: Actor,
+    method: Annotated[str | None, typer.Option("--method", help="Name of a method; see `expunge methods`.")] = None,
+    route: Annotated[str | None, typer.Option("--route", help="As advised; see `expunge request advise`.")] = None,
     desk: DeskFolder = _HERE,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, as in `expunge run`.")
     ] = None,
 ) -> None:
-    """Plan a request that was located."""
+    """Plan a request that was located: by a route that was advised, or by a method."""
     quiet_libraries()
-    office = _open(desk)
-    made = office.plan(request, method, actor=actor, settings=opt.settings_of(None, {}, sets, needed=()))
-    print_facts(out(), [("Request", request), ("Method", made.method), ("Claim", str(made.claim)),
-                        ("Plan", made.digest), ("Next", "another person: expunge request approve")])  # fmt: skip
+    office, settings = _open(desk), opt.settings_of(None, {}, sets, needed=())
+    if route is not None and method is None:
+        made = office.plan_route(request, route, actor=actor, settings=settings)
+    elif method is not None and route is None:
+        made = office.plan(request, method, actor=actor, settings=settings)
+    else:
+        raise RecipeError("one of the two is needed", field="--route, --method", remedy="Give a route, or a method")
+    print_facts(out(), [("Request", request), ("Route", made.route), ("Method", made.method),
+                        ("Claim", str(made.claim)), ("May be said", made.sentence), ("Plan", made.digest),
+                        ("Next", "another person: expunge request approve")])  # fmt: skip
 
 
 @request_app.command("approve", no_args_is_help=True)

@@ -36,6 +36,7 @@ from expunge.methods.registry import get_method, parse_method
 from expunge.runs import write_json, write_text
 
 if TYPE_CHECKING:
+    from expunge.desk.advise.routes import Route
     from expunge.desk.locate.scope import Located
 
 #: Name of the salt under which records are remembered for the next training.
@@ -275,6 +276,40 @@ class Desk:
         )  # fmt: skip
         self.ledger.append(body, actor=actor, request=request)
         return plan
+
+    def advise(self, request: str, asked: Mapping[str, Any] | None = None) -> list[Route]:
+        """Return the routes for a request, the best first; see `expunge.desk.advise.of_request.routes_of`."""
+        from expunge.desk.advise.of_request import routes_of
+
+        return routes_of(self, request, asked)
+
+    def plan_route(
+        self, request: str, name: str, *, actor: str, settings: Mapping[str, Any] | None = None
+    ) -> PlanFile:  # fmt: skip
+        """Write the plan of a request as it was advised: method, settings, reasons, sentence, time and memory.
+
+        Args:
+            request: its id.
+            name: of the route.
+            actor: who plans.
+            settings: laid over those of the route; what was estimated is then left out.
+
+        Raises:
+            RecipeError: for a route that is not there, not possible, or carried out by hand.
+        """
+        from expunge.desk.advise.of_request import named_route
+        from expunge.recipe import merge
+
+        route = named_route(self.advise(request), name)
+        return self.plan(
+            request, str(route.method), actor=actor, route=route.name, settings=merge(route.settings, settings or {}),
+            reasons=route.reasons, sentence=route.sentence,
+            predicted=(None, None) if settings else (route.predicted_seconds, route.predicted_bytes),
+        )  # fmt: skip
+
+    def now(self) -> datetime:
+        """Return the time by the desk's clock."""
+        return self._clock()
 
     def plan_file(self, request: str) -> PlanFile:
         """Return the plan of a request, checked against the digest in the ledger.
