@@ -341,6 +341,8 @@ def _viewed(rows: Sequence[Any]) -> RequestView:
 
 def _event(row: Any) -> Event:
     try:
+        if [type(cell) for cell in row if cell is not None] != [int] + [str] * (len(row) - 1 - row.count(None)):
+            raise TypeError("a cell is of another type")
         state, body = None if row.state is None else State(row.state), json.loads(row.body)
         if canonical(body).decode() != row.body:
             raise ValueError("the body is not in the form in which it was written")
