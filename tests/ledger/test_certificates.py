@@ -164,7 +164,7 @@ def test_a_policy_of_several_limits_in_any_order_verifies(run: Path, key: Signin
     write_json(document, run / "audit.json")
     bounds = {"forget_quality": Bound(min=0.05, whole_interval=False), "a_metric": Bound(max=0.9)}
     found = statement_of_run(run, request="r1", what="erasure", policy=Policy(name="house", bounds=bounds), now=NOW)
-    assert [verdict.rule for verdict in found.predicate.policy.verdicts][0].startswith("forget_quality")
+    assert next(verdict.rule for verdict in found.predicate.policy.verdicts).startswith("forget_quality")
     raw = seal(found.to_dict(), PAYLOAD_TYPE, key).to_bytes()
     assert checked(raw, run, key).failed == ()
 

@@ -244,7 +244,12 @@ def _certified(desk: Desk, unit: Unit, request: str, folder: Path) -> None:
 
 
 def write_suppression(desk: Desk) -> None:
-    """Write digests of every record of every request that was worked off, for the next training to leave out."""
+    """Write digests of every record of every request that was begun, for the next training to leave out.
+
+    Once the salt of the list is shredded, it stays as it is.
+    """
+    if desk.ledger.salts.shredded(SUPPRESSION):
+        return
     names = dict.fromkeys(str(event.request) for event in desk.ledger.events(kind="run"))
     salt = desk.ledger.salts.of(SUPPRESSION)
     digests = sorted({salted_digest(salt, text_of(example)) for name in names for example in forget_set(desk, name)})
