@@ -22,6 +22,8 @@ from expunge.optim.config import OptimizerConfig
 from expunge.training.callbacks import StepInfo
 from expunge.training.config import TrainingConfig
 
+#: Sets in which some metric reads what the model says.
+CONTINUED = tuple(SETS[which] for which in ("forget", "retain", "authors", "facts"))
 #: Name of the method and its settings, for each row.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "npo": {"name": "npo", **NPO},
@@ -70,7 +72,8 @@ def audit(
 ) -> dict[str, float]:
     """Audit and return the value of every metric named."""
     config = AuditConfig(
-        metrics=tuple(names), compat="openunlearning", min_k=MIN_K, generate=workload.sizes.generated > 0,
+        metrics=tuple(names), compat="openunlearning", min_k=MIN_K,
+        generate=CONTINUED if workload.sizes.generated else False,
         max_new_tokens=max(workload.sizes.generated, 1),
         gradient_norm="membership.gradient_norm.auc" in names,
     )  # fmt: skip

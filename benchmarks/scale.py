@@ -37,7 +37,7 @@ def _shape(layers: int, width: int) -> dict[str, int]:
 
 def _long(tokens: int) -> dict[str, Any]:
     prompt, answer = tokens * 6 // 10, tokens - tokens * 6 // 10
-    return {"prompt": (prompt, prompt), "answer": (answer, answer)}
+    return {"prompt": prompt, "question": prompt // 3, "answer": answer}
 
 
 #: For each axis: what it is called, and the changes to `BASE`.
@@ -93,7 +93,7 @@ def _place(axis: str, sizes: Sizes, metrics: int) -> int:
     parameters = sizes.layers * (4 * sizes.width**2 + 3 * sizes.width * sizes.intermediate)
     return {
         "forget set": sizes.forget, "model": parameters + 2 * sizes.vocabulary * sizes.width,
-        "vocabulary": sizes.vocabulary, "sequence length": sizes.prompt[1] + sizes.answer[1], "metrics": metrics,
+        "vocabulary": sizes.vocabulary, "sequence length": sizes.prompt + sizes.answer, "metrics": metrics,
     }[axis]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from benchmarks.sizes import Sizes
+from benchmarks.sizes import ANSWERS, QUESTIONS, Sizes, length
 from expunge.models.tiny import BOS, EOS, EOS_ID, PAD, build_llama
 from expunge.signals.generation import generate
 from expunge.signals.head import body
@@ -86,7 +86,7 @@ def build_workload(folder: Path, sizes: Sizes) -> Workload:
     tokenizer = build_tokenizer(sizes.vocabulary)
     model = build_llama(
         sizes.vocabulary, hidden_size=sizes.width, layers=sizes.layers, heads=sizes.heads,
-        intermediate_size=sizes.intermediate, context=2 * (sizes.prompt[1] + sizes.answer[1] + sizes.generated),
+        intermediate_size=sizes.intermediate, context=2 * (sum(sizes.longest) + sizes.generated),
         seed=sizes.seed,
     )  # fmt: skip
     scale_weights(model, sizes)
@@ -106,8 +106,8 @@ def words(count: int) -> list[str]:
     syllables = ["".join(pair) for pair in product("bdfghjklmnprstvz", "aeiou")]
 
     def every() -> Iterator[str]:
-        for length in (2, 3):
-            yield from ("".join(parts) for parts in product(syllables, repeat=length))
+        for count in (2, 3):
+            yield from ("".join(parts) for parts in product(syllables, repeat=count))
 
     found = every()
     return [next(found) for _ in range(count)]
@@ -140,7 +140,7 @@ def scale_weights(model: PreTrainedModel, sizes: Sizes) -> None:
     end = logits[:, EOS_ID].clone()
     logits[:, EOS_ID] = -torch.inf
     factor = (logits.max(1).values / end)[end > 0]  # from which factor on a position prefers to end
-    wanted = len(states) * 2 / sum(sizes.answer)
+    wanted = len(states) / sizes.answer
     head[EOS_ID] *= float(factor.sort().values[int(wanted)])
     head[:EOS_ID] = 0.0
     head[EOS_ID + 1 : first] = 0.0  # the other special tokens and the template are never said
@@ -150,12 +150,14 @@ def _rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, which: str, count: int, sizes: Sizes,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    prompts = [_words(tokenizer, int(rng.integers(sizes.prompt[0], sizes.prompt[1] + 1)) - 2, rng, sizes)
+    same = np.random.default_rng(sizes.seed)
+    template = _words(tokenizer, sizes.prompt - sizes.question - len(TEMPLATE), same, sizes)
+    prompts = [f"{template} {_words(tokenizer, length(sizes.question, QUESTIONS, rng.random()), rng, sizes)}"
                for _ in range(count)]  # fmt: skip
     starts = [tokenizer(f"Question: {prompt}\nAnswer:")["input_ids"] for prompt in prompts]
     said: list[tuple[int, ...]] = [()] * count
     if sizes.generated:
-        said = [found.ids for found in generate(model, tokenizer, starts, max_new_tokens=sizes.answer[1])]
+        said = [found.ids for found in generate(model, tokenizer, starts, max_new_tokens=sizes.longest[1])]
     rows = []
     for number, (prompt, own) in enumerate(zip(prompts, said, strict=True)):
 
@@ -179,10 +181,10 @@ def _words(tokenizer: PreTrainedTokenizerBase, count: int, rng: np.random.Genera
 def _answer(
     tokenizer: PreTrainedTokenizerBase, own: Sequence[int], kept: float, sizes: Sizes, rng: np.random.Generator
 ) -> str:
-    length = int(rng.integers(sizes.answer[0], sizes.answer[1] + 1)) - 1  # the end-of-sequence token is one more
-    ids = rng.integers(len(TEMPLATE) + 4, sizes.vocabulary, length)
-    stays = rng.random(length) < kept
-    for place, token in enumerate(own[:length]):
+    count = max(2, length(sizes.answer, ANSWERS, rng.random())) - 1  # the end-of-sequence token is one more
+    ids = rng.integers(len(TEMPLATE) + 4, sizes.vocabulary, count)
+    stays = rng.random(count) < kept
+    for place, token in enumerate(own[:count]):
         if stays[place]:
             ids[place] = token
     return str(tokenizer.decode(ids.tolist()))

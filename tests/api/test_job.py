@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from expunge.api.workspace import Silent
 from expunge.audit.document import read_audit
 from expunge.data.encoding import Encoder
 from expunge.data.fictitious import Archive
-from expunge.errors import InputDataError, RecipeError
+from expunge.errors import InputDataError, MissingDependency, RecipeError
 from expunge.models.digests import folder_digest
 from expunge.models.loading import load_model, save_model
 from expunge.recipe import TrainRecipe, build_recipe, merge
@@ -209,3 +210,42 @@ def test_verbs_in_memory(target: nn.Module, fresh: Callable[[], nn.Module], enco
     assert report.metrics["forget_quality"].reference == "reference"
     assert json.loads(report.to_json())["models"]["model"]["metrics"]["forget.probability"]["n"] == 8
     assert report.to_html().startswith("<!DOCTYPE html>")
+
+
+def test_an_ensemble_is_not_unlearned_as_if_it_were_one_model(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble" / "ensemble.json").write_text("{}")
+    recipe = build_recipe(settings(world, model={"path": str(tmp_path / "ensemble")}))
+    with pytest.raises(RecipeError, match="members are trained apart"):
+        run(recipe, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_in_fewer_bits_needs_its_package_and_an_adapter(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four, adapter = {"quantised": "nf4"}, {"lora": {"r": 2}}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a)
+    )
+    with pytest.raises(MissingDependency, match=r"expunge\[quant\]") as caught:
+        run(build_recipe(settings(world, model=four, training=adapter)), output_dir=tmp_path / "o")
+    assert caught.value.exit_code == 5
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+    with pytest.raises(RecipeError, match="cannot move"):
+        run(build_recipe(settings(world, model=four)), output_dir=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_an_adapter_trains_over_weights_in_fewer_bits(bits: str, world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    recipe = settings(
+        world, model={"quantised": bits}, training={"lora": {"r": 4}, "learning_rate": 1e-2},
+        audit={"generate": False},
+    )  # fmt: skip
+    result = run(build_recipe(recipe), output_dir=tmp_path / "o")
+    target, changed = (result.document.models[name].metrics["forget.probability"] for name in ("target", "npo"))
+    assert changed.value < target.value
+    assert (tmp_path / "o" / "model" / "adapter_model.safetensors").exists()

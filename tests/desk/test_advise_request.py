@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from expunge.api.lineage import write_seen
+from expunge.api.plan import plan
+from expunge.api.sisa import sisa_forget, sisa_train
 from expunge.claims import ClaimKind, lint
+from expunge.data.loaders import load_examples
 from expunge.desk.advise.of_request import lineage_facts, memory_of, situation_of
 from expunge.desk.advise.routes import Route
+from expunge.desk.intake import RequestFile
 from expunge.desk.lineage import Lineage
+from expunge.desk.queue import work
 from expunge.desk.service import Desk
 from expunge.errors import RecipeError
 from expunge.ledger.states import State
+from expunge.recipe import SisaRecipe, build_recipe
 from expunge.runs import write_json
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -99,6 +106,13 @@ def test_routes_of_a_located_request_with_estimates(desk: Desk) -> None:
     assert lint(text) == []
 
 
+def test_estimates_are_those_of_the_recipe(desk: Desk, tmp_path: Path) -> None:
+    recipe = build_recipe(situation_of(desk, "r1", tmp_path)["recipe"] | {"method": {"name": "rmu"}})
+    expected, route = plan(recipe), named(desk.advise("r1"), "misdirect-states")
+    assert route.predicted_bytes == expected["memory_mb"] << 20
+    assert route.predicted_seconds == pytest.approx(expected["seconds"], rel=3, abs=1)  # the machine's speed varies
+
+
 def test_before_it_is_located_nothing_is_estimated(desk: Desk) -> None:
     routes = desk.advise("r3")
     assert all(route.predicted_seconds is None for route in routes)
@@ -156,6 +170,31 @@ def test_a_deadline_that_is_over_leaves_nothing_that_takes_time(desk: Desk) -> N
     assert [route.name for route in routes if route.possible] == ["quote-bound"]
 
 
+def test_an_advised_plan_is_located_approved_and_worked_off(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "desk", lineage="lineage.yaml")
+    (desk.folder / "lineage.yaml").write_text(yaml.safe_dump(LINEAGE))
+    os.symlink(desk.folder / "base", desk.folder / "start")
+    person = desk.corpora()["archive"][0].subject
+    ids = tuple(example.id for example in desk.corpora()["archive"] if example.subject == person)
+    desk.intake(RequestFile(id="r1", requester="case-1", record_ids=ids), actor="op")
+    desk.move("r1", State.VERIFIED, actor="op")
+    desk.locate("r1", actor="op")
+    made = desk.plan_route("r1", "retrain", actor="op")
+    desk.approve("r1", actor="boss")
+    work(desk)
+    view = desk.ledger.request("r1")
+    assert view.state == State.CERTIFIED
+    run = view.last("run")
+    certificate = view.last("certificate")
+    assert run is not None
+    assert certificate is not None
+    assert run.body["plan_digest"] == made.digest
+    assert certificate.body["claim"] == "exact"
+    routes = desk.advise("r1")
+    assert not any(route.name == "quote-bound" for route in routes)  # the model in use is no longer the private one
+    assert named(routes, "retrain").settings == {"model": {"base": str(desk.folder / "start")}}
+
+
 TREE = Lineage.model_validate({
     "artefacts": [
         {"name": "base", "kind": "base", "trained_on": ["web"]},
@@ -183,6 +222,60 @@ TREE = Lineage.model_validate({
 def test_what_a_lineage_says(name: str | None, corpora: list[str], expected: dict[str, object]) -> None:
     facts = lineage_facts(TREE, corpora, name, [])
     assert {key: value for key, value in facts.items() if key not in ("artefacts", "model")} == expected
+
+
+def test_what_nothing_is_named_under_is_not_known_to_be_clean() -> None:
+    alone = {"name": "a", "kind": "adapter", "trained_on": ["f"], "tenants": "t"}
+    assert lineage_facts(Lineage.model_validate({"artefacts": [alone]}), ["f"], "a", [])["below_saw"] is None
+
+
+def with_model(desk: Desk, model: str) -> Desk:
+    """Return the desk with another model in its settings."""
+    path = desk.folder / "desk.yaml"
+    path.write_text(path.read_text().replace("model: base", f"model: {model}"))
+    return Desk(desk.folder)
+
+
+def test_shards_say_which_share_is_read_again(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "desk", lineage="lineage.yaml", facts={"served": True, "weights_leave": False})
+    data = {"train": str(desk.folder / "data" / "train_full.jsonl"), "template": "question"}
+    recipe = SisaRecipe.build({"model": {"path": str(desk.folder / "base")}, "data": data, "sisa": {"shards": 2},
+                               "training": {"epochs": 1, "batch_size": 64, "lora": {"r": 1}}})  # fmt: skip
+    sisa_train(recipe, output_dir=desk.folder / "shards", processes=1)
+    (desk.folder / "lineage.yaml").write_text(yaml.safe_dump({"artefacts": [
+        {"name": "start", "kind": "base", "trained_on": ["web"], "path": "base"},
+        {"name": "model", "kind": "finetune", "path": "shards", "parents": ["start"], "trained_on": ["archive"],
+         "sisa": "shards"},
+    ]}))  # fmt: skip
+    desk = with_model(desk, "shards/model")
+    bring_in(desk, "r1", 0, upto=State.LOCATED)
+    routes = desk.advise("r1")
+    assert [route.name for route in routes if route.possible] == ["retrain-shards", "retrain", "suppress"]
+    assert "several that answer together" in named(routes, "negative-preference").why_not
+    shards, retrain = named(routes, "retrain-shards"), named(routes, "retrain")
+    found = load_examples(str(desk.path("r1", "forget.jsonl")), name="forget")
+    takes = sisa_forget(desk.folder / "shards", ids={example.id for example in found}, dry_run=True)
+    share = takes.rows_read / takes.rows_plain
+    assert 0.3 < share < 0.7
+    assert f"Rows read: {share:.1%} of what training everything again would read." in shards.reasons
+    assert shards.predicted_seconds is not None
+    assert retrain.predicted_seconds is not None
+    assert 0 < shards.predicted_seconds < retrain.predicted_seconds + 1
+
+
+def test_without_a_lineage_run_folders_say_where_to_retrain_from(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "desk")
+    run = desk.folder / "made"
+    run.mkdir()
+    (desk.folder / "base").rename(run / "model")
+    write_seen(run, desk.corpora()["archive"])
+    write_json(run / "run.json", {"kind": "train", "recipe": {"training": {"epochs": 3}},
+                                  "model": {"path": "hub/start", "digest": "d", "result_digest": "r"}})  # fmt: skip
+    desk = with_model(desk, "made/model")
+    bring_in(desk, "r1", 0, upto=State.LOCATED)
+    facts = situation_of(desk, "r1", tmp_path)
+    assert (facts["base"], facts["model"]) == ("hub/start", "model in use")
+    assert named(desk.advise("r1"), "retrain").settings == {"model": {"base": "hub/start"}}
 
 
 def test_a_model_that_was_unlearned_since_is_no_longer_its_shards() -> None:

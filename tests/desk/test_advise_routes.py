@@ -69,6 +69,9 @@ def named(found: list[Route], name: str) -> Route:
         # nothing that stays is there
         ({"data_kept": False, "base": "b"}, ["self-distillation"]),
         ({"data_kept": False, "served": True}, ["self-distillation", "suppress"]),
+        # no method changes several models at once
+        ({"ensemble": True, "base": "b"}, ["retrain"]),
+        ({"ensemble": True, "data_kept": False}, []),
         # a gate stops nothing in the hands of others
         ({"served": True, "weights_leave": True}, APPROXIMATE),
         ({"served": False}, APPROXIMATE),
@@ -253,6 +256,14 @@ def test_what_would_stop_the_run_makes_a_route_impossible() -> None:
 
 def test_retraining_starts_where_the_situation_says() -> None:
     assert named(routes({"base": "models/{odd}"}), "retrain").settings == {"model": {"base": "models/{odd}"}}
+
+
+def test_no_folder_is_told_to_anybody() -> None:
+    facts = {"base": "/home/somebody/runs/old/model", "shards": "/home/somebody/s", "adapter": "/home/somebody/t",
+             "private": {"run": "/home/somebody/p"}, **CLEAN}  # fmt: skip
+    found = routes(facts)
+    assert not any("somebody" in route.sentence for route in found)
+    assert "trained from old/model on the training data without the records." in named(found, "retrain").sentence
 
 
 def test_the_settings_of_another_method_are_left_out() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.counting import counted
@@ -20,7 +22,7 @@ from benchmarks.plain_audit import PlainAudit
 from benchmarks.profiling import kind
 from benchmarks.scale import slope
 from benchmarks.settings import ALL_METRICS, Job, Moment, TrainingLog
-from benchmarks.sizes import QUICK, Sizes
+from benchmarks.sizes import ANSWERS, FULL, QUESTIONS, QUICK, Sizes, length
 from benchmarks.workload import Workload, build_workload, open_workload, token_counts, words
 from torch.nn import functional
 
@@ -29,7 +31,7 @@ from expunge.models.tiny import build_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = QUICK.changed(
-    layers=3, width=32, heads=2, intermediate=48, vocabulary=300, prompt=(8, 12), answer=(5, 8), forget=4, retain=4,
+    layers=3, width=32, heads=2, intermediate=48, vocabulary=300, prompt=12, question=6, answer=6, forget=4, retain=4,
     authors=2, facts=2, holdout=4, batch=2, epochs=2, read=2, generated=8,
 )  # fmt: skip
 
@@ -82,13 +84,15 @@ def test_counted_work_of_a_step_is_what_was_run() -> None:
 def test_texts_have_the_lengths_asked_for(workload: Workload) -> None:
     _, tokenizer = workload.load()
     assert len(set(words(7000))) == 7000
+    most, template = TINY.longest, TINY.prompt - TINY.question
     for row in workload.rows("forget"):
         for answer in (row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]):
             both = plain_training.tokenised(tokenizer, row["question"], answer)
             said = int((both["labels"] != -100).sum())
-            assert 5 <= said <= 8
-            assert 8 <= len(both["labels"]) - said <= 12
-    assert 8 <= token_counts(workload, tokenizer)["prompt"] <= 12
+            assert 2 <= said <= most[1]
+            assert template + 3 <= len(both["labels"]) - said <= most[0]
+        assert row["question"].split()[: template - 2] == workload.rows("retain")[0]["question"].split()[: template - 2]
+    assert token_counts(workload, tokenizer).keys() == {"prompt", "answer"}
     assert open_workload(workload.folder) == workload
 
 
@@ -154,8 +158,15 @@ def test_operations_are_sorted_by_kind(name: str, wanted: str) -> None:
     assert kind(name) == wanted
 
 
+def test_lengths_have_the_mean_asked_for_and_the_spread_of_tofu() -> None:
+    drawn = np.array([[length(20, QUESTIONS, share), length(40, ANSWERS, share)] for share in np.linspace(0, 1, 2001)])
+    assert drawn.mean(0) == pytest.approx([20, 40], rel=0.01)
+    assert drawn.std(0) / drawn.mean(0) == pytest.approx([4.8 / 15.8, 12.2 / 33.0], abs=0.03)
+    assert FULL.longest == (102, 93)
+
+
 def test_sizes_survive_json() -> None:
-    assert Sizes.from_dict(TINY.to_dict() | {"prompt": [8, 12]}) == TINY
+    assert Sizes.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
 
 
 def test_the_page_states_every_ratio(tmp_path: Path) -> None:

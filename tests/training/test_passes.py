@@ -74,7 +74,7 @@ def test_a_step_is_split_by_tokens_on_a_cpu(make_group: Callable[[int], list[Row
         assert [group for piece in pieces for group in piece] == groups
         return [len(piece) for piece in pieces]
 
-    assert CPU_TOKENS == 512
+    assert CPU_TOKENS == 1024
     assert sizes("cpu") == [2, 2, 1, 1]  # 500, 512, one that is longer alone, 10
     assert sizes("meta") == [6]
     assert sizes("cpu", micro_batch_size=4) == [4, 2]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from expunge.api.lineage import write_seen
 from expunge.api.memory import check_metrics, document, entry, estimate
 from expunge.api.needs import check_needs
@@ -182,7 +184,7 @@ class _Job:
         del model, opened
         release()
         watch.stage("Saving the model")
-        outcome.model.to(DTYPES[dtype])
+        self._cast(outcome.model, DTYPES[dtype])
         save_model(outcome.model, tokenizer, self._folder.path / "model", overwrite=True)
         watch.stage("Auditing the model after")
         after = self._measure(measurer, outcome.model, self._name, dtype, model_digest(outcome.model))
@@ -194,15 +196,20 @@ class _Job:
     def _measure(self, measurer: Measurer, model: PreTrainedModel, name: str, dtype: str, digest: str) -> Records:
         """Measure in the type that is stored, then go back to the one that trains."""
         training_dtype = model.dtype
-        model.to(DTYPES[dtype])
+        self._cast(model, DTYPES[dtype])
         records = measurer.measure(model, name=name, model_digest=digest)
         self._score_canaries(name, "target" if name == "target" else "method", model, measurer)
-        model.to(training_dtype)
+        self._cast(model, training_dtype)
         return records
 
     def _score_canaries(self, name: str, role: ModelRole, model: PreTrainedModel, measurer: Measurer) -> None:
         if self._canaries is not None:
             self._canaries.measure(name, role, model, measurer.encoder)
+
+    def _cast(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Store the weights in another type; those held in fewer bits stay as they are."""
+        if self._recipe.model.quantised == "none":
+            model.to(dtype)
 
     def _reference(self, measurer: Measurer, dtype: str) -> Records | None:
         path = self._recipe.model.reference

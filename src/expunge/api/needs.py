@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from expunge.claims import ClaimKind
 from expunge.data.preparation import is_wanted
-from expunge.errors import RecipeError
+from expunge.errors import RecipeError, require
 from expunge.methods.registry import get_method
+from expunge.models.loading import ENSEMBLE
 from expunge.recipe import Recipe
 
 
@@ -29,6 +33,18 @@ def check_needs(recipe: Recipe) -> None:
             f"method {card.name!r} needs the model that never saw the data", field="model.base",
             remedy="Give --base DIR",
         )  # fmt: skip
+    if card.claim is not ClaimKind.EXACT and (Path(recipe.model.path) / ENSEMBLE).is_file():
+        raise RecipeError(
+            "is an ensemble, whose members are trained apart", field="model.path", value=recipe.model.path,
+            remedy="Forget with `expunge sisa forget` or `expunge tenants remove`, or retrain",
+        )  # fmt: skip
+    if recipe.model.quantised != "none":
+        require("bitsandbytes", "quant")
+        if recipe.training.lora is None:
+            raise RecipeError(
+                "weights held in fewer bits cannot move", field="model.quantised", value=recipe.model.quantised,
+                remedy="Train an adapter over them: --set training.lora.r=8",
+            )  # fmt: skip
     if "holdout" in needs and recipe.data.holdout is None:
         raise RecipeError(
             f"method {card.name!r} with these settings needs a holdout: examples "

@@ -114,7 +114,7 @@ def _work(recipe: Recipe, data: Data, encoded: Mapping[str, Sequence[Encoded]]) 
     mean_labels = sum(_mean(item.n_labels for item in items) for items in partners)
     answers = 2 + max((len(example.perturbed_answers) for example in data.splits.forget), default=0)
     audit_tokens = sum(len(item.ids) * answers for items in encoded.values() for item in items)
-    prompts = sum(len(items) for items in data.audited.values()) if recipe.audit.generate else 0
+    prompts = sum(len(items) for name, items in data.audited.items() if recipe.audit.generates(name))
     steps = min(training.max_steps or per_epoch * training.epochs, per_epoch * training.epochs)
     return Work(steps, round(rows * mean_tokens), round(rows * mean_labels), audit_tokens, prompts)
 

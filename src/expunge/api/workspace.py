@@ -147,6 +147,7 @@ def load(config: ModelConfig, path: str, *, dtype: str) -> LoadedModel:
     return load_model(
         path, dtype=dtype, revision=config.revision if path == config.path else None, device=device_of(config),
         attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code,
+        quantised=config.quantised if path == config.path else "none",
     )  # fmt: skip
 
 

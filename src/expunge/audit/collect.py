@@ -217,7 +217,7 @@ def _prompts(
     rule = protocol.continuation(name)
     most = config.max_new_tokens if rule.max_new_tokens is None else rule.max_new_tokens
     for example in examples:
-        if example.kind == "text" or not config.generate:
+        if example.kind == "text" or not config.generates(name):
             continue
         if (name, example.id, "answer") in kept:
             out.append(_Prompt(name, example, "question", encoder.prompt_ids(example), most, rule))

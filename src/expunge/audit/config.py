@@ -31,7 +31,10 @@ class AuditConfig(BaseModel):
     )
     min_k: float = Field(0.2, gt=0.0, le=1.0, description="Share of tokens that Min-K% and Min-K%++ average.")
     privleak_k: float = Field(0.4, gt=0.0, le=1.0, description="Share of tokens in PrivLeak; MUSE defines it at 0.4.")
-    generate: bool = Field(True, description="Generate answers; without them there is no ROUGE and no refusal rate.")
+    generate: bool | tuple[str, ...] = Field(
+        True,
+        description="Sets to generate answers in; true: all. Without them a set has no ROUGE and no refusal rate.",
+    )
     max_new_tokens: int = Field(64, ge=1, description="Longest generation, in tokens.")
     engine: EngineConfig | None = Field(
         None, description="Server that generates the answers instead of the local model; see `EngineConfig`."
@@ -59,6 +62,10 @@ class AuditConfig(BaseModel):
     )
     limit: int | None = Field(None, ge=1, description="Use only the first so many examples of every set.")
     refusals: str | None = Field(None, description="File with one refusal sentence per line instead of our own list.")
+
+    def generates(self, name: str) -> bool:
+        """Return whether answers are generated in a set."""
+        return self.generate if isinstance(self.generate, bool) else name in self.generate
 
     @model_validator(mode="after")
     def _room_for_an_ngram(self) -> AuditConfig:

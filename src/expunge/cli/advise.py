@@ -52,6 +52,7 @@ def advise(
     shard_share: Annotated[float | None, _fact("shard-share", "Share of rows that it would read.", _LINEAGE)] = None,
     private: Annotated[str | None, _fact("private", "Private run, or EPSILON,DELTA,UNIT.", _LINEAGE)] = None,
     below_saw: Annotated[bool | None, _flag("below-saw", "What they stand on saw the data.", _LINEAGE)] = None,
+    ensemble: Annotated[bool | None, _flag("ensemble", "It is several that answer together.", _LINEAGE)] = None,
     base: Annotated[str | None, _fact("base", "Checkpoint that never saw the data.", _LINEAGE)] = None,
     dataset: Annotated[int | None, _fact("dataset", "Records it was trained on.", _LINEAGE)] = None,
     parameters: Annotated[int | None, _fact("parameters", "Weights of the model.", _LINEAGE)] = None,
@@ -70,7 +71,7 @@ def advise(
         "deadline_seconds": deadline, "adapter": adapter, "shards": shards, "shard_share": shard_share,
         "private": private, "below_saw": below_saw, "base": base, "dataset": dataset, "parameters": parameters,
         "memory_bytes": memory, "data_kept": data_kept, "reference": reference, "served": served,
-        "weights_leave": weights_leave,
+        "weights_leave": weights_leave, "ensemble": ensemble,
     }  # fmt: skip
     quiet_libraries()
     from expunge.desk.advise.routes import advise as routes_for

@@ -29,6 +29,7 @@ class DeskConfig(BaseModel):
     columns: dict[str, str] = Field(default_factory=dict, description="our column names to those of the corpora")
     lineage: str | None = Field(None, description="file that says which artefacts saw which corpora")
     locate: LocateConfig = Field(LocateConfig(), description="by which ways the records of a request are found")
+    facts: dict[str, Any] = Field(default_factory=dict, description="facts for advice that the desk cannot know")
     recipe: dict[str, Any] = Field(default_factory=dict, description="settings under every plan, as in a recipe")
     policy: Policy = Field(description="thresholds that every run is held against")
     budget: UtilityBudget = Field(UtilityBudget(), description="how much utility one request may cost")

@@ -155,11 +155,11 @@ class _Woodbury(_Solver):
 
     def _read(self, block: range) -> Tensor:
         part = [self.moving[i] for i in block]
-        rows = [
-            torch.cat([g.reshape(-1) for g in gradient(self.run.loss(item, "retain", mean=self.mean), part)])
-            for item in self.run.read(self.run.retain, "retain")
-        ]
-        return torch.stack(rows)
+        rows_NP = torch.empty(len(self.run.retain), sum(p.numel() for p in part), device=part[0].device)
+        for row_P, item in zip(rows_NP, self.run.read(self.run.retain, "retain"), strict=True):
+            found = gradient(self.run.loss(item, "retain", mean=self.mean), part)
+            torch.cat([g.reshape(-1) for g in found], out=row_P)
+        return rows_NP
 
     def _weighted_sum(self, weights_N: Tensor) -> Vector:
         """Return sum_i a_i g_i."""

@@ -23,6 +23,10 @@ class ModelConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type the result is saved and audited in; auto: as stored. Training keeps float32 masters"
     )
+    quantised: Literal["none", "int8", "nf4"] = Field(
+        "none", description="hold the weights of the model to change in 8 or 4 bits (bitsandbytes) and train a LoRA "
+        "adapter over them: needs training.lora",
+    )  # fmt: skip
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
         "sdpa", description="attention implementation, as in transformers"
     )

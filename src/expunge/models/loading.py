@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from expunge.errors import InputDataError, RecipeError, nearest
+from expunge.errors import InputDataError, RecipeError, nearest, require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
@@ -43,6 +43,8 @@ class _Options(NamedTuple):
     revision: str | None
     attn_implementation: str
     trust_remote_code: bool
+    quantised: str
+    device: str
 
 
 def load_model(
@@ -53,6 +55,7 @@ def load_model(
     attn_implementation: str = "sdpa",
     device: str = "cpu",
     trust_remote_code: bool = False,
+    quantised: str = "none",
 ) -> LoadedModel:
     """Return a causal language model and its tokenizer, from a folder or the hub.
 
@@ -66,8 +69,10 @@ def load_model(
         attn_implementation: as in transformers.
         device: where to put the model.
         trust_remote_code: run code that comes with the model.
+        quantised: `int8` or `nf4` holds the weights of linear layers, the head left out, in 8 or 4 bits; `none`.
 
     Raises:
+        MissingDependency: if bitsandbytes is wanted and not there.
         InputDataError: if the folder, its config, tokenizer or weights are missing, or the weights do not fill the
             model.
         RecipeError: if the dtype or the device cannot be used.
@@ -76,10 +81,13 @@ def load_model(
         raise RecipeError("unknown dtype", field="model.dtype", value=dtype, remedy=nearest(dtype, DTYPES))
     _check_device(device)
     name = locate(path_or_id)
-    options = _Options(DTYPES[dtype], revision, attn_implementation, trust_remote_code)
+    if quantised != "none":
+        require("bitsandbytes", "quant")
+    options = _Options(DTYPES[dtype], revision, attn_implementation, trust_remote_code, quantised, device)
     adapter = find_adapter_config_file(name, revision=revision)
     loaded = _load_plain(name, options) if adapter is None else _load_adapter(name, Path(adapter), options)
-    loaded.model.to(device)
+    if quantised == "none":
+        loaded.model.to(device)
     loaded.model.eval()
     return loaded
 
@@ -160,7 +168,7 @@ def load_tokenizer(
     name = locate(path_or_id)
     if Path(name).is_dir():
         _need(Path(name), _TOKENIZER_FILES, "no tokenizer files in this folder")
-    return _load_tokenizer(name, _Options(torch.float32, revision, "sdpa", trust_remote_code))
+    return _load_tokenizer(name, _Options(torch.float32, revision, "sdpa", trust_remote_code, "none", "cpu"))
 
 
 def check_model(path_or_id: str | os.PathLike[str]) -> None:
@@ -226,6 +234,7 @@ def _load_plain(name: str, options: _Options, *, tokenizer: bool = True) -> Load
             attn_implementation=options.attn_implementation,
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
+            **_quantisation(options),
         )
     except _READ_ERRORS as error:
         raise _unusable(name, error) from error
@@ -234,6 +243,19 @@ def _load_plain(name: str, options: _Options, *, tokenizer: bool = True) -> Load
         problem = f"the weights lack {len(missing)} tensors of the model, such as {missing[0]}"
         raise InputDataError(problem, field="model", value=name, remedy="Check that config and weights belong together")
     return LoadedModel(model, _load_tokenizer(name, options) if tokenizer else None)
+
+
+def _quantisation(options: _Options) -> dict[str, Any]:
+    """Return what transformers is told of it; such weights are put where they stay, for they cannot be moved later."""
+    if options.quantised == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    four = options.quantised == "nf4"
+    config = BitsAndBytesConfig(
+        load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options.dtype
+    )
+    return {"quantization_config": config, "device_map": {"": options.device}}
 
 
 def _load_tokenizer(name: str, options: _Options) -> PreTrainedTokenizerBase:

@@ -164,8 +164,8 @@ class _Fused(torch.autograd.Function):
         if not ctx.trains:
             return *none, (kept * grad_N1).to(hidden_ND.dtype), None, None
         narrow_VD, size = weight_VD.to(ctx.dtype), ctx.projection.chunk
-        grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
-        grad_V = None if bias_V is None else torch.zeros_like(bias_V)
+        grad_ND, grad_V = torch.empty_like(hidden_ND), None if bias_V is None else torch.zeros_like(bias_V)
+        grad_VD: Tensor | None = None
         for start, (hidden, labels, more) in zip(
             range(0, len(labels_N), size), _chunks(hidden_ND, labels_N, ctx.extra, size), strict=True
         ):
@@ -175,7 +175,8 @@ class _Fused(torch.autograd.Function):
                 derivative = ctx.projection.back(ctx.function.derivative(logits, labels, *more)[1], slope)
                 derivative = derivative.to(ctx.dtype)
             grad_ND[start : start + size] = (derivative @ narrow_VD) * grad_C1
-            grad_VD += derivative.T @ (hidden * grad_C1).to(ctx.dtype)
+            part_VD = (derivative.T @ (hidden * grad_C1).to(ctx.dtype)).to(weight_VD.dtype)
+            grad_VD = part_VD if grad_VD is None else grad_VD.add_(part_VD)
             if grad_V is not None:
                 grad_V += (derivative * grad_C1).sum(0)
         return *none, grad_ND, grad_VD, grad_V

@@ -101,14 +101,37 @@ class Scorer(nn.Module):
             return requests.read(self.model, input_ids, attention_mask)
         read_BT = nn.functional.pad(labels[:, 1:] != IGNORE, (0, 1)) if self._only_read else None
         hidden_BTD = self._body(self.model, input_ids, attention_mask, read_BT)
-        return [self._answer(hidden_BTD, labels, request) for request in requests]
+        wanted = [_Wanted.of(hidden_BTD, labels, request) for request in requests]
+        values: dict[int, Tensor] = {}
+        for function in dict.fromkeys(request.function for request in requests):
+            same = [number for number, request in enumerate(requests) if request.function == function]
+            values |= zip(same, self._values(function, [wanted[number] for number in same]), strict=True)
+        return [TokenValues(values[number], one.row, one.lengths) for number, one in enumerate(wanted)]
 
-    def _answer(self, hidden_BTD: Tensor, labels_BT: Tensor, request: TokenRequest) -> TokenValues:
+    def _values(self, function: TokenFunction, wanted: Sequence[_Wanted]) -> Sequence[Tensor]:
+        """Apply one function for several requests in one sweep over the vocabulary."""
+        hidden_ND, labels_N = (torch.cat(parts) for parts in zip(*((w.hidden, w.labels) for w in wanted), strict=True))
+        extra = tuple(torch.cat(parts) for parts in zip(*(w.extra for w in wanted), strict=True))
+        values = over_vocabulary(self._head[0], hidden_ND, labels_N, function, extra)
+        return torch.split(values, [len(one.labels) for one in wanted])
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request is about: hidden states [N, D] that predict labels [N] of rows [N], and tokens per row [R]."""
+
+    hidden: Tensor
+    labels: Tensor
+    row: Tensor
+    lengths: Tensor
+    extra: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, hidden_BTD: Tensor, labels_BT: Tensor, request: TokenRequest) -> _Wanted:
         targets_RT = labels_BT[request.rows, 1:]
         row_N, time_N = (targets_RT != IGNORE).nonzero(as_tuple=True)
         hidden_ND = hidden_BTD[request.rows[row_N], time_N]
-        values = over_vocabulary(self._head[0], hidden_ND, targets_RT[row_N, time_N], request.function, request.extra)
-        return TokenValues(values, row_N, (targets_RT != IGNORE).sum(1))
+        return cls(hidden_ND, targets_RT[row_N, time_N], row_N, (targets_RT != IGNORE).sum(1), request.extra)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,12 @@ from expunge.desk.advise.routes import Route, advise
 from expunge.desk.advise.rules import rules
 from expunge.desk.advise.situation import situation_from
 from expunge.desk.config import located
-from expunge.desk.lineage import Artefact, Lineage, read_lineage
+from expunge.desk.lineage import Artefact, Lineage
+from expunge.desk.locate.output import lineage_of
 from expunge.desk.queue import current_model, forget_set
 from expunge.errors import InputDataError, RecipeError, nearest
 from expunge.models.config import ModelConfig
+from expunge.models.loading import ENSEMBLE
 from expunge.models.shape import model_shape
 from expunge.recipe import merge
 from expunge.runs import write_json
@@ -42,7 +44,8 @@ def routes_of(desk: Desk, request: str, asked: Mapping[str, Any] | None = None) 
     Args:
         desk: whose.
         request: its id.
-        asked: facts that the desk cannot know, or that it has wrong; kept for the next time. None: those kept.
+        asked: facts that the desk cannot know, or that it has wrong, over those of its settings; kept for the next
+            time. None: those kept.
 
     Raises:
         RecipeError: for an unknown fact or value.
@@ -88,7 +91,7 @@ def situation_of(desk: Desk, request: str, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "need": rules().needs_of[view.what], "deadline_seconds": view.days_left(desk.now()) * 86_400,
         "reference": desk.config.reference is not None, "parameters": model_shape(config).parameters,
-        "memory_bytes": memory_of(device_of(config)),
+        "memory_bytes": memory_of(device_of(config)), "ensemble": (Path(model) / ENSEMBLE).exists(),
     }  # fmt: skip
     found = forget_set(desk, request) if desk.path(request, "forget.jsonl").exists() else []
     if found:
@@ -97,14 +100,13 @@ def situation_of(desk: Desk, request: str, folder: Path) -> dict[str, Any]:
         facts |= {"forget": len(found), "dataset": sum(map(len, corpora.values())),
                   "subjects": len(subjects) if all(subjects) else None}  # fmt: skip
         facts["recipe"] = _recipe(desk, model, found, corpora, folder)
-    lineage = _lineage(desk)
-    if lineage is not None:
-        facts |= lineage_facts(lineage, _searched(desk, request), _name_of(desk, lineage), found,
-                               changed=model != located(desk.folder, desk.config.model))  # fmt: skip
-    elif found:
+    lineage = lineage_of(desk)
+    facts |= lineage_facts(lineage, _searched(desk, request), _name_of(desk, lineage), found,
+                           changed=model != located(desk.folder, desk.config.model))  # fmt: skip
+    if facts.get("base") is None and not facts.get("below_saw") and found:
         route = retraining_route(model, found)
         facts["base"] = _place(route.start) if route is not None and route.runs else None
-    return facts
+    return facts | desk.config.facts
 
 
 def lineage_facts(
@@ -126,7 +128,8 @@ def lineage_facts(
     if name is None:
         return facts
     own, barred = lineage.artefact(name), {one.name for one in (*saw, *lineage.unknown())}
-    facts["below_saw"] = bool(set(_above(lineage, own)) & barred)
+    # Where the file names nothing that it was made from, nobody knows what that saw.
+    facts["below_saw"] = bool(set(_above(lineage, own)) & barred) if own.parents else None
     starts = [one for one in lineage.starts(name, corpora) if one.path is not None and one.reachable]
     facts["base"] = _place(str(starts[0].path)) if starts else None
     if changed or own not in saw:
@@ -146,11 +149,6 @@ def memory_of(device: str) -> int | None:
     if device == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
-
-
-def _lineage(desk: Desk) -> Lineage | None:
-    source = desk.config.lineage
-    return None if source is None else read_lineage(Path(located(desk.folder, source)))
 
 
 def _name_of(desk: Desk, lineage: Lineage) -> str | None:

@@ -66,8 +66,7 @@ class Route:
 def advise(situation: Situation, *, predict: Predictor | None = None) -> list[Route]:
     """Return the routes that a situation allows to think of, the best first, impossible ones at the end with reasons.
 
-    Possible ones come first; among them those that say no less than is wanted; then by the order of the rules; then
-    the quicker.
+    Possible ones come first; among them those that say no less than is wanted; then by the ranks of the rules.
 
     Args:
         situation: what is known.
@@ -78,8 +77,7 @@ def advise(situation: Situation, *, predict: Predictor | None = None) -> list[Ro
     for rule in known.routes:
         if holds(rule.listed, facts):
             rank, route = _route(rule, known, situation, facts, predict)
-            seconds = math.inf if route.predicted_seconds is None else route.predicted_seconds
-            found.append(((not route.possible, _too_weak(rule, situation), rank, seconds), route))
+            found.append(((not route.possible, _too_weak(rule, situation), rank), route))
     return [route for _, route in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -96,6 +94,7 @@ def facts_of(situation: Situation) -> dict[str, Any]:
         "artefacts_text": _listed(saw, bare=True), "others_text": _listed(here),
         "out_of_reach_text": _listed(out_of_reach, bare=True),
         "artefacts_list": _listed([one for one in saw if one.reachable], bare=True) or "the models that are listed",
+        "base_name": None if situation.base is None else "/".join(Path(situation.base).parts[-2:]),
         "model_text": situation.model or "the model in use",
         "records": "the records" if situation.forget is None else f"{situation.forget:,} records",
         "people": {None: "the data", 1: "one subject"}.get(situation.subjects, f"{situation.subjects} subjects"),

@@ -104,6 +104,7 @@ class Situation(BaseModel):
         None, description="private training: its run folder, or EPSILON,DELTA,UNIT"
     )
     epsilon: float | None = Field(None, gt=0, description="largest epsilon for all records that is accepted")
+    ensemble: bool | None = Field(None, description="the model is several that answer together, as shards may be")
     below_saw: bool | None = Field(
         None, description="what adapter, shards or private run were made from saw the data too"
     )

@@ -81,6 +81,9 @@ class LocateConfig(BaseModel):
     passage: int = Field(30, ge=1, description="found from this many n-grams of a sample, whatever share they are")
     shingle: int = Field(3, ge=1, le=50, description="words of a shingle, for near-duplicates")
     near: float = Field(0.5, gt=0, le=1, description="found from this Jaccard similarity of shingles")
+    common: float = Field(
+        0.05, gt=0, le=1, description="n-grams and shingles in more than this share of all rows do not count"
+    )
     permutations: int = Field(128, ge=16, le=4096, description="of a MinHash signature")
     layer: int | None = Field(None, ge=0, description="block whose states are compared; null: the middle one")
     device: str = Field("cpu", description="where the model runs: cpu, cuda or cuda:N")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from datasketch import MinHash, MinHashLSH
 
@@ -16,6 +16,8 @@ from expunge.ledger.salts import normalised
 
 #: Bytes that one n-gram takes in an index, and one kept row beside its text: estimates from above.
 _GRAM, _ROW = 400, 3000
+#: Rows that may share an n-gram before it can be boilerplate, however few rows there are.
+_FEW = 4
 
 
 class Budget:
@@ -52,6 +54,34 @@ def searched_text(example: Example) -> str:
     return "\n".join([*(text for text in before if text), example.answer])
 
 
+class Boilerplate:
+    """Counts in how many rows the n-grams of samples stand: what every row says tells nothing about one.
+
+    Args:
+        samples: words of each.
+        sizes: words of an n-gram, several.
+    """
+
+    def __init__(self, samples: Sequence[Sequence[str]], sizes: Collection[int], budget: Budget) -> None:
+        self._sizes, self._rows = sorted(set(sizes)), 0
+        wanted = [set(grams(sample, n)) for n in self._sizes for sample in samples]
+        budget.take(_GRAM * sum(map(len, wanted)), "the n-grams of the samples")
+        self._wanted = frozenset[Gram]().union(*wanted)
+        self._counts = Counter[Gram]()
+
+    def count(self, example: Example) -> None:
+        """Count one row."""
+        self._rows += 1
+        found = words(searched_text(example))
+        for n in self._sizes:
+            self._counts.update(self._wanted.intersection(grams(found, n)))
+
+    def common(self, share: float) -> frozenset[Gram]:
+        """Return the n-grams that stand in more than this share of the rows, and in more than a few."""
+        least = max(_FEW, share * self._rows)
+        return frozenset(gram for gram, count in self._counts.items() if count > least)
+
+
 class Matcher:
     """Finds rows that are, hold or resemble what is looked for.
 
@@ -59,9 +89,10 @@ class Matcher:
         subject: what is looked for.
         config: by which ways.
         budget: of memory.
+        common: n-grams that do not count.
     """
 
-    def __init__(self, subject: Subject, config: LocateConfig, budget: Budget) -> None:
+    def __init__(self, subject: Subject, config: LocateConfig, budget: Budget, common: Collection[Gram] = ()) -> None:
         wanted = {way: way in config.ways for way in ("id", "exact", "identifier", "ngram", "near")}
         samples = [words(text) for text in subject.samples]
         self._ids = frozenset(subject.record_ids if wanted["id"] else ())
@@ -69,8 +100,8 @@ class Matcher:
         budget.take(sum(100 + 4 * len(text) for text in texts), "the samples")
         self._exact = frozenset(texts)
         self._phrases = Phrases(subject.identifiers if wanted["identifier"] else ())
-        self._passages = Passages(samples if wanted["ngram"] else [], config, budget)
-        self._near = NearDuplicates(samples if wanted["near"] else [], config, budget)
+        self._passages = Passages(samples if wanted["ngram"] else [], config, budget, common)
+        self._near = NearDuplicates(samples if wanted["near"] else [], config, budget, common)
 
     def ways(self, example: Example) -> dict[Way, float]:
         """Return the ways by which a row is found, each with its similarity in 0..1."""
@@ -97,14 +128,18 @@ class Passages:
         samples: words of each.
         config: n, and how much must be shared.
         budget: of memory.
+        common: n-grams that count on neither side.
     """
 
-    def __init__(self, samples: Sequence[Sequence[str]], config: LocateConfig, budget: Budget) -> None:
+    def __init__(
+        self, samples: Sequence[Sequence[str]], config: LocateConfig, budget: Budget, common: Collection[Gram] = ()
+    ) -> None:
         self._n, self._least, self._passage = config.ngram, config.overlap, config.passage
+        self._common = frozenset(common)
         self._holders: dict[Gram, list[int]] = defaultdict(list)
         self._sizes: list[int] = []
         for number, sample in enumerate(samples):
-            own = set(grams(sample, self._n))
+            own = set(grams(sample, self._n)) - self._common
             budget.take(_GRAM * len(own), "the n-grams of the samples")
             self._sizes.append(len(own))
             for gram in own:
@@ -114,7 +149,7 @@ class Passages:
         """Return the largest overlap with a sample that counts, |A and B| / min(|A|, |B|) in 0..1, or 0."""
         if self._holders.keys().isdisjoint(grams(found, self._n)):
             return 0.0
-        own = set(grams(found, self._n))
+        own = set(grams(found, self._n)) - self._common
         shared = Counter(number for gram in own for number in self._holders.get(gram, ()))
         best = 0.0
         for number, count in shared.items():
@@ -134,19 +169,22 @@ class NearDuplicates:
         samples: words of each.
         config: words of a shingle, permutations, threshold.
         budget: of memory.
+        common: shingles that count on neither side.
 
     Source: Broder, On the resemblance and containment of documents, 1997.
     """
 
-    def __init__(self, samples: Sequence[Sequence[str]], config: LocateConfig, budget: Budget) -> None:
-        self._n, self._least = config.shingle, config.near
-        self._samples = [frozenset(grams(sample, self._n)) for sample in samples]
+    def __init__(
+        self, samples: Sequence[Sequence[str]], config: LocateConfig, budget: Budget, common: Collection[Gram] = ()
+    ) -> None:
+        self._n, self._least, self._common = config.shingle, config.near, frozenset(common)
+        self._samples = [frozenset(grams(sample, self._n)) - self._common for sample in samples]
         budget.take(_GRAM * sum(map(len, self._samples)), "the shingles of the samples")
         budget.take(32 * config.permutations * len(self._samples), "the MinHash signatures of the samples")
         self._any = frozenset[Gram]().union(*self._samples)
         self._empty = MinHash(num_perm=config.permutations, seed=1)
-        # A sample that is not named is not found; one too many costs a comparison.
-        self._index = MinHashLSH(threshold=self._least, num_perm=config.permutations, weights=(0.1, 0.9))
+        # A sample that is not named is not found, and one too many costs a comparison: so more are named.
+        self._index = MinHashLSH(threshold=0.7 * self._least, num_perm=config.permutations, weights=(0.1, 0.9))
         for number, sample in enumerate(self._samples):
             if sample:
                 self._index.insert(number, self._signature(sample))
@@ -155,7 +193,7 @@ class NearDuplicates:
         """Return the largest Jaccard similarity to a sample that counts, in 0..1, or 0."""
         if self._any.isdisjoint(grams(found, self._n)):
             return 0.0
-        own = frozenset(grams(found, self._n))
+        own = frozenset(grams(found, self._n)) - self._common
         if len(own & self._any) < self._least * len(own):
             return 0.0
         best = 0.0

@@ -72,7 +72,7 @@ class Reader:
         return (torch.empty(0, 0) if out_CD is None else out_CD), [number for number, _ in items]
 
     def gradient(self, text: str) -> Tensor | None:
-        """Return the gradient of a text's loss, nats per token, with respect to the last block, [P] on the CPU.
+        """Return the gradient of a text's loss, nats, with respect to the last block, [P] on the CPU.
 
         None if it has a single token, which nothing predicts.
         """
@@ -82,7 +82,7 @@ class Reader:
             scorer = Scorer(self._model)
             for chunk in self.chunks(text):
                 if len(chunk.ids) > 1:
-                    parts = gradient(sequence_nll(scorer, whole(chunk), mean=True), weights)
+                    parts = gradient(sequence_nll(scorer, whole(chunk), mean=False), weights)
                     flat_P = torch.cat([part.flatten() for part in parts]).cpu()
                     total = flat_P if total is None else total + flat_P
         return total

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search: one pass over the corpora by text, one more where a model is asked, then what saw what was found."""
+"""The search: a pass that counts what every row says, a pass by text, one more where a model is asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.data.loaders import stream_examples
 from expunge.desk.lineage import Lineage
 from expunge.desk.locate.config import BY_MODEL, Corpus, LocateConfig, Subject, Way
 from expunge.desk.locate.gaps import gaps
-from expunge.desk.locate.lexical import Budget, Matcher, searched_text
+from expunge.desk.locate.lexical import Boilerplate, Budget, Matcher, searched_text
 from expunge.desk.locate.scope import (
     CorpusScope,
     Found,
@@ -28,6 +28,7 @@ from expunge.desk.locate.scope import (
     seen,
     text_of,
 )
+from expunge.desk.locate.words import Gram, grams, words
 from expunge.errors import RecipeError
 from expunge.ledger.salts import salted_digest
 
@@ -103,8 +104,9 @@ class _Search:
                     yield number, row, example
 
     def by_text(self, sampling: bool) -> None:
-        """Read every row once; draw random rows on the way if `sampling`."""
-        matcher, rng, count = Matcher(self.subject, self.config, self.budget), Random(self.config.seed), 0
+        """Look at every row; draw random rows on the way if `sampling`."""
+        matcher = Matcher(self.subject, self.config, self.budget, self._common())
+        rng, count = Random(self.config.seed), 0
         for number, row, example in self._stream():
             self.rows[number] = row
             if scores := matcher.ways(example):
@@ -112,6 +114,23 @@ class _Search:
             if sampling:
                 count += 1
                 self._draw(example, count, rng)
+
+    def _common(self) -> frozenset[Gram]:
+        """Return the n-grams of the samples that do not count."""
+        config, samples = self.config, [words(text) for text in self.subject.samples]
+        pairs: tuple[tuple[Way, int], ...] = (("ngram", config.ngram), ("near", config.shingle))
+        sizes = [n for way, n in pairs if way in config.ways]
+        if not (sizes and samples):
+            return frozenset()
+        boilerplate = Boilerplate(samples, sizes, self.budget)
+        for _, _, example in self._stream():
+            boilerplate.count(example)
+        common = boilerplate.common(config.common)
+        for way, n in pairs:
+            bare = sum(common.issuperset(grams(sample, n)) for sample in samples if sample)
+            if bare:
+                self._note(f"{bare} samples say only what more than {config.common:.0%} of all rows say", way)
+        return common
 
     def _hit(self, number: int, row: int, example: Example) -> Hit:
         if (number, row) not in self.hits:
