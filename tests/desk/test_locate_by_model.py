@@ -7,13 +7,15 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from expunge.data.examples import Example
 from expunge.data.fictitious import build_archive
 from expunge.desk.locate.config import Corpus, LocateConfig, Subject
-from expunge.desk.locate.meaning import Influence, Nearest, Paraphrases, Reader, random_threshold
+from expunge.desk.locate.lexical import Alike
+from expunge.desk.locate.meaning import Influence, Nearest, Paraphrases, Reader, random_threshold, whitening
 from expunge.desk.locate.search import locate
 from expunge.errors import RecipeError
 from expunge.models.loading import save_model
@@ -44,17 +46,33 @@ def corpus(tmp_path: Path) -> Corpus:
     return Corpus(name="facts", path=str(path))
 
 
+def unlike(one: str, other: str) -> bool:
+    return one == other
+
+
 def test_a_threshold_by_hand() -> None:
-    """Angles 0, 60, 60 (the same text), 90: cosines of differing texts 0.5, 0.5, 0, and 0.866 twice."""
+    """Angles 0, 60, 60 (the same text) and 90 degrees: unrelated pairs have 0.866 twice, 0.5 twice, and 0."""
     angles = torch.tensor([0.0, 60.0, 60.0, 90.0]).deg2rad()
-    units = torch.stack([angles.cos(), angles.sin()], dim=1)
-    found = random_threshold(units, ["a", "b", "b", "c"], 0.25)
-    assert found.pairs == 5
-    assert found.value == pytest.approx(3**0.5 / 2, abs=1e-6)
+    units, texts = torch.stack([angles.cos(), angles.sin()], dim=1), ["a", "b", "b", "c"]
+
+    def value(rate: float) -> float:
+        return random_threshold(units, texts, rate, unlike).value
+
+    # Of 6 pairs, none, 1, 2, 3 and 4 unrelated ones may exceed it.
+    assert [value(rate) for rate in (0.1, 0.2, 0.4, 0.6, 0.7)] == pytest.approx(
+        [0.75**0.5, 0.75**0.5, 0.5, 0.5, 0], abs=1e-6
+    )
+    found = random_threshold(units, texts, 0.1, unlike)
+    assert (found.pairs, found.quantile) == (6, 0.9)
     assert found.median == pytest.approx(0.5, abs=1e-6)
-    assert random_threshold(units, ["a", "b", "b", "c"], 0.9).value == pytest.approx(0.5, abs=1e-6)
-    with pytest.raises(RecipeError, match="all alike"):
-        random_threshold(units, ["a"] * 4, 0.1)
+    assert random_threshold(units, ["a"] * 4, 0.4, unlike).value == pytest.approx(0.75**0.5)  # all pairs count
+
+
+def test_texts_are_alike_by_what_not_all_say() -> None:
+    texts = [f"Dear Sir or Madam, {name} asks for a copy of every letter" for name in "abcdefghij"]
+    alike = Alike(texts, LocateConfig())
+    assert not alike(texts[0], texts[1])
+    assert alike("Ada Byte was born by the sea in May", "They say ADA BYTE was born by the sea in May")
 
 
 def pooled(model: str, text: str) -> torch.Tensor:
@@ -66,22 +84,35 @@ def pooled(model: str, text: str) -> torch.Tensor:
         return net(ids, output_hidden_states=True).hidden_states[2][0].mean(0)  # after block 1, the middle one
 
 
-def test_cosines_are_those_of_mean_states_around_the_mean_of_random_rows(model: str, reader: Reader) -> None:
-    rows, samples = FACTS[:40], FACTS[40:42]
-    paraphrases = Paraphrases(reader, samples, rows, false_rate=0.01)
-    states = {text: pooled(model, text) for text in {*rows, *samples, *FACTS[50:53]}}
-    centre = torch.stack([states[text] for text in rows]).mean(0)
+def test_whitened_states_have_nearly_the_identity_for_covariance() -> None:
+    """Variances 4 and 1: with a hundredth of their mean, 0.025, the whitened ones are 4 / 4.025 and 1 / 1.025."""
+    states = torch.tensor([[2.0, 1.0], [2.0, -1.0], [-2.0, 1.0], [-2.0, -1.0]]) + 5
+    centre, map_ = whitening(states)
+    assert centre.tolist() == [5, 5]
+    white = (states - centre) @ map_
+    assert (white.T @ white / 4).flatten().tolist() == pytest.approx([4 / 4.025, 0, 0, 1 / 1.025], abs=1e-5)
+    assert whitening(torch.ones(3, 2))[1].tolist() == [[1, 0], [0, 1]]  # nothing varies: nothing is scaled
+
+
+def test_cosines_are_those_of_whitened_mean_states(model: str, reader: Reader) -> None:
+    rows, samples, others = FACTS[:40], FACTS[40:42], FACTS[50:53]
+    paraphrases = Paraphrases(reader, samples, rows, false_rate=0.01, alike=unlike)
+    fitted = np.stack([pooled(model, text).double().numpy() for text in rows[::2]])
+    covariance = np.cov(fitted.T, bias=True)
+    precision = np.linalg.inv(covariance + 0.01 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
 
     def cosine(one: str, other: str) -> float:
-        return float(torch.cosine_similarity(states[one] - centre, states[other] - centre, dim=0))
+        """After whitening, an inner product is one under the inverse of the covariance."""
+        a, b = (pooled(model, text).double().numpy() - fitted.mean(0) for text in (one, other))
+        return float(a @ precision @ b / np.sqrt((a @ precision @ a) * (b @ precision @ b)))
 
-    wanted = [max(cosine(text, sample) for sample in samples) for text in FACTS[50:53]]
-    assert paraphrases.cosines(FACTS[50:53]) == pytest.approx(wanted, abs=1e-4)
+    wanted = [max(cosine(text, sample) for sample in samples) for text in others]
+    assert paraphrases.cosines(others) == pytest.approx(wanted, abs=1e-3)
     assert paraphrases.cosines(samples) == pytest.approx([1, 1], abs=1e-5)
-    pairs = sorted(cosine(a, b) for a, b in combinations(rows, 2) if a != b)
-    assert paraphrases.threshold.pairs == len(pairs)
+    pairs = sorted(cosine(a, b) for a, b in combinations(rows[1::2], 2))
+    assert paraphrases.threshold.pairs == len(pairs) == 190
     assert paraphrases.threshold.quantile == pytest.approx(1 - 0.01 / 2)
-    assert paraphrases.threshold.value == pytest.approx(pairs[-int(0.005 * len(pairs)) - 1], abs=1e-4)
+    assert paraphrases.threshold.value == pytest.approx(pairs[-1], abs=1e-3)
 
 
 def test_texts_beyond_the_context_are_read_in_chunks(reader: Reader) -> None:
@@ -91,7 +122,7 @@ def test_texts_beyond_the_context_are_read_in_chunks(reader: Reader) -> None:
     assert all(len(chunk.ids) <= 64 for chunk in reader.chunks(long))
     assert owners == [0, *[1] * len(reader.chunks(long)), 2]
     assert torch.allclose(states[0], reader.states([FACTS[0]])[0][0], atol=1e-5)
-    paraphrases = Paraphrases(reader, [FACTS[3]], FACTS[:40], false_rate=0.01)
+    paraphrases = Paraphrases(reader, [FACTS[3]], FACTS[:40], false_rate=0.01, alike=unlike)
     assert paraphrases.cosines([FACTS[3], long])[0] == pytest.approx(1, abs=1e-5)
 
 
@@ -126,7 +157,7 @@ def test_a_search_by_a_model_prints_its_thresholds(model: str, corpus: Corpus) -
     config = LocateConfig(ways=("exact", "paraphrase", "influence"), calibration=32, model_rows=70, influence_rows=5)
     found = locate(Subject(samples=(FACTS[4],)), [corpus], config=config, salt=b"s", model=model)
     scope = found.scope
-    assert scope.thresholds["paraphrase"].pairs == 32 * 31 / 2
+    assert scope.thresholds["paraphrase"].pairs == 16 * 15 / 2
     assert scope.thresholds["influence"].pairs == 32
     assert (scope.corpora[0].rows, scope.corpora[0].rows_by_model) == (len(FACTS), 70)
     assert {gap.what: gap.why for gap in scope.not_searched}["rows of corpus facts in other words"] == (

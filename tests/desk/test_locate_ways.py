@@ -85,7 +85,7 @@ def matched(example: Example, **looked_for: tuple[str, ...]) -> set[Way]:
 
 
 def test_what_every_row_says_does_not_count() -> None:
-    """Of 100 rows, `a b` stands in 6 and `b c` in 5: above a share of 5% is the first alone; few rows are never many."""
+    """Of 100 rows, `a b` stands in 6 and `b c` in 5: above 5% is the first alone; few rows are never many."""
     budget = Budget(16)
     rows = [Example(id="", prompt="", answer=text, kind="text") for text in ["a b c"] * 5 + ["a b"] + ["x y"] * 94]
     boilerplate = Boilerplate([list("abc"), list("bcd")], [2], budget)

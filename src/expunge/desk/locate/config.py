@@ -87,7 +87,7 @@ class LocateConfig(BaseModel):
     permutations: int = Field(128, ge=16, le=4096, description="of a MinHash signature")
     layer: int | None = Field(None, ge=0, description="block whose states are compared; null: the middle one")
     device: str = Field("cpu", description="where the model runs: cpu, cuda or cuda:N")
-    calibration: int = Field(256, ge=32, le=4096, description="random rows that thresholds of a model are taken from")
+    calibration: int = Field(1024, ge=32, le=8192, description="random rows that thresholds of a model are taken from")
     false_rate: float = Field(
         1e-3, gt=0, lt=1, description="share of pairs of random rows and samples that may pass for a paraphrase"
     )

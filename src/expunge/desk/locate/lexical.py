@@ -159,6 +159,27 @@ class Passages:
         return best
 
 
+class Alike:
+    """Tells whether two texts are alike by their n-grams, as `Passages` counts them.
+
+    Args:
+        texts: what is random among them is what most of them say.
+        config: n, and how much must be shared.
+    """
+
+    def __init__(self, texts: Sequence[str], config: LocateConfig) -> None:
+        counts = Counter(gram for text in texts for gram in set(grams(words(text), config.ngram)))
+        self._common = frozenset(
+            gram for gram, count in counts.items() if count > max(_FEW, config.common * len(texts))
+        )
+        self._config = config
+
+    def __call__(self, one: str, other: str) -> bool:
+        """Return whether they are."""
+        samples, budget = [words(one)], Budget(self._config.memory_mb)
+        return Passages(samples, self._config, budget, self._common).overlap(words(other)) > 0
+
+
 class NearDuplicates:
     """Finds texts whose shingles are nearly those of a sample.
 

@@ -7,7 +7,7 @@ Shape suffixes: C chunks of texts, S chunks of samples, N random rows, D width, 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,11 @@ from expunge.signals.hidden import over_batches
 from expunge.signals.likelihood import Scorer
 
 Place = tuple[int, int]
+Alike = Callable[[str, str], bool]
 #: Random rows whose gradients the threshold of influence is taken from.
 _GRADIENTS = 64
+#: Share of the mean variance that is added in every direction.
+_SHRINKAGE = 0.01
 
 
 class Reader:
@@ -89,29 +92,37 @@ class Reader:
 
 
 class Paraphrases:
-    """How near a text's states are to those of any sample, around the mean state of random rows.
+    """How near a text's states are to those of any sample, in a space in which random rows point everywhere alike.
+
+    Rows of one wording about many people lie close together in a model's states, closer than two wordings of one fact;
+    so the states are whitened with the covariance of half of the random rows, and the threshold is taken from the
+    other half, which the whitening did not see.
 
     Args:
         reader: the model.
         samples: texts.
-        random_rows: texts drawn from the corpora.
-        false_rate: share of pairs of random rows and all samples that may reach the threshold.
+        random_rows: texts drawn from the corpora, at least four.
+        false_rate: share of pairs of random rows and all samples that may exceed the threshold.
+        alike: see `random_threshold`.
+
+    Source: Su et al., Whitening sentence representations, 2021, with shrinkage for fewer rows than width.
     """
 
     def __init__(
-        self, reader: Reader, samples: Sequence[str], random_rows: Sequence[str], *, false_rate: float
+        self, reader: Reader, samples: Sequence[str], random_rows: Sequence[str], *, false_rate: float, alike: Alike
     ) -> None:
         self._reader = reader
-        states_CD, owners = reader.states(random_rows)
-        self._centre_D = states_CD.mean(0)
+        fitted, held = random_rows[::2], random_rows[1::2]
+        self._centre_D, self._map_DD = whitening(reader.states(fitted)[0])
         self._samples_SD = self._units(reader.states(samples)[0])
-        units_CD = self._units(states_CD)
+        states_CD, owners = reader.states(held)
         first = [owners.index(number) for number in dict.fromkeys(owners)]
-        texts = [random_rows[owners[place]] for place in first]
-        self.threshold = random_threshold(units_CD[first], texts, false_rate / len(self._samples_SD))
+        texts = [held[owners[place]] for place in first]
+        rate = false_rate / len(self._samples_SD)
+        self.threshold = random_threshold(self._units(states_CD[first]), texts, rate, alike)
 
     def _units(self, states_CD: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(states_CD - self._centre_D, dim=1)
+        return torch.nn.functional.normalize((states_CD - self._centre_D) @ self._map_DD, dim=1)
 
     def cosines(self, texts: Sequence[str]) -> list[float]:
         """Return for each text the highest cosine of one of its chunks with one of a sample, in -1..1."""
@@ -123,25 +134,41 @@ class Paraphrases:
         return out
 
 
-def random_threshold(units_ND: Tensor, texts: Sequence[str], rate: float) -> Threshold:
-    """Return the cosine that a share `rate` of pairs of random rows exceeds; pairs of equal texts do not count.
+def whitening(states_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean [D] of states and the map [D, D] after which their covariance is nearly the identity.
+
+    A hundredth of the mean variance is added in every direction: directions in which hardly anything varies, or of
+    which too few rows tell, are not blown up.
+    """
+    centre_D = states_ND.mean(0)
+    centred_ND = (states_ND - centre_D).double()
+    variances_D, axes_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(states_ND))
+    ridge = _SHRINKAGE * variances_D.mean()
+    scale_D = (variances_D.clamp(min=0) + ridge).rsqrt() if ridge > 0 else torch.ones_like(variances_D)
+    return centre_D, (axes_DD * scale_D @ axes_DD.T).float()
+
+
+def random_threshold(units_ND: Tensor, texts: Sequence[str], rate: float, alike: Alike) -> Threshold:
+    """Return the cosine that at most a share `rate` of pairs of unrelated random rows exceeds.
 
     Args:
         units_ND: states of the rows, of length 1.
         texts: of the rows, N of them.
         rate: share, in 0..1.
+        alike: whether two texts are alike already as texts; such a pair of a corpus with duplicates is not unrelated.
+            Where all pairs are, they are what is random here, and all count.
     """
     cosines_NN = units_ND @ units_ND.T
-    kinds = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    kind_N = torch.tensor([kinds[text] for text in texts])
-    upper = torch.triu(kind_N[:, None] != kind_N[None, :], diagonal=1)
-    pairs = cosines_NN[upper].double()
-    if not len(pairs):
-        raise RecipeError("the random rows are all alike: no threshold can be taken from them",
-                          field="locate.calibration", remedy="Leave the way paraphrase out")  # fmt: skip
-    quantile = 1 - rate
-    found = torch.quantile(pairs, torch.tensor([quantile, 0.5], dtype=torch.float64), interpolation="higher")
-    return Threshold(value=float(found[0]), pairs=len(pairs), quantile=quantile, median=float(found[1]))
+    ones, others = torch.triu_indices(len(texts), len(texts), offset=1).unbind()
+    cosines, order = torch.sort(cosines_NN[ones, others], descending=True)
+    allowed = int(rate * len(cosines))
+    for cosine, place in zip(cosines.tolist(), order.tolist(), strict=True):
+        if not alike(texts[int(ones[place])], texts[int(others[place])]):
+            allowed -= 1
+        if allowed < 0:
+            return Threshold(value=cosine, pairs=len(cosines), quantile=1 - rate, median=float(cosines.median()))
+    return Threshold(value=float(cosines[int(rate * len(cosines))]), pairs=len(cosines), quantile=1 - rate,
+                     median=float(cosines.median()))  # fmt: skip
 
 
 class Influence:

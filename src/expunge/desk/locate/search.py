@@ -15,7 +15,7 @@ from expunge.data.loaders import stream_examples
 from expunge.desk.lineage import Lineage
 from expunge.desk.locate.config import BY_MODEL, Corpus, LocateConfig, Subject, Way
 from expunge.desk.locate.gaps import gaps
-from expunge.desk.locate.lexical import Boilerplate, Budget, Matcher, searched_text
+from expunge.desk.locate.lexical import Alike, Boilerplate, Budget, Matcher, searched_text
 from expunge.desk.locate.scope import (
     CorpusScope,
     Found,
@@ -155,8 +155,10 @@ class _Search:
             self._note(f"{len(self.random_rows)} rows are too few to take a threshold from", *BY_MODEL)
             return
         reader = Reader(model, config)
-        paraphrases = Paraphrases(reader, samples, self.random_rows, false_rate=config.false_rate)
-        alike, nearest = Nearest(config.nearest), Nearest(config.influence_rows)
+        paraphrases = Paraphrases(
+            reader, samples, self.random_rows, false_rate=config.false_rate, alike=Alike(self.random_rows, config)
+        )
+        near, nearest = Nearest(config.nearest), Nearest(config.influence_rows)
         rows = (entry for entry in self._stream() if entry[1] <= config.model_rows)
         while block := list(islice(rows, _BLOCK)):
             cosines = paraphrases.cosines([searched_text(example) for _, _, example in block])
@@ -164,13 +166,13 @@ class _Search:
                 self.rows_by_model[number] = row
                 nearest.offer(cosine, (number, row), example)
                 if cosine > paraphrases.threshold.value:
-                    alike.offer(cosine, (number, row), example)
+                    near.offer(cosine, (number, row), example)
         if "paraphrase" in config.ways:
             self.thresholds["paraphrase"] = paraphrases.threshold
-            for cosine, (number, row), example in alike.rows():
+            for cosine, (number, row), example in near.rows():
                 self._hit(number, row, example).scores["paraphrase"] = cosine
-            if alike.offered > config.nearest:
-                self._note(f"{alike.offered} rows are that near; the nearest {config.nearest} were kept", "paraphrase")
+            if near.offered > config.nearest:
+                self._note(f"{near.offered} rows are that near; the nearest {config.nearest} were kept", "paraphrase")
         if "influence" in config.ways:
             self._by_gradient(reader, samples, [(place, example) for _, place, example in nearest.rows()])
 
