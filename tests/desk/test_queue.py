@@ -267,3 +267,22 @@ def test_attacks_are_named_by_kind_and_run_once(tmp_path: Path, monkeypatch: pyt
     work(desk)
     assert asked == [["traces"]]
     assert desk.ledger.request("r0").state is State.CERTIFIED
+
+
+def test_what_was_stopped_is_taken_up_from_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.desk import queue
+
+    bring_in(open_desk(tmp_path / "desk"), "r0", 0)
+
+    def dies(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "_certified", dies)
+        with pytest.raises(KeyboardInterrupt):
+            work(Desk(Path("desk")))
+    monkeypatch.chdir(tmp_path / "desk")
+    desk = Desk(Path("."))
+    work(desk)
+    assert desk.ledger.request("r0").state is State.CERTIFIED

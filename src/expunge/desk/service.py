@@ -79,6 +79,8 @@ class Desk:
     """
 
     def __init__(self, folder: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        # Absolute: recipes hold paths, and a run that was stopped may be taken up from another place.
+        folder = folder.absolute()
         self.folder, self.config, self._clock = folder, read_config(folder), clock
         url = self.config.ledger if "://" in self.config.ledger else folder / self.config.ledger
         self.ledger = Ledger(url, four_eyes=self.config.four_eyes, clock=clock)
