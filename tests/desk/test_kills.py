@@ -221,6 +221,7 @@ def test_a_killed_worker_is_taken_over_from(world: World, undisturbed: Undisturb
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_hundred_kills_at_random_points(world: World, undisturbed: Undisturbed) -> None:
     draw, hit = random.Random(0), list[str]()
     while len(hit) < 100:
