@@ -125,14 +125,14 @@ def cuts(points: Sequence[tuple[int, int]], size: int) -> Iterable[tuple[tuple[i
 def book_world(folder: Path) -> World:
     """Return books in pieces, with pieces of one in three forms, and a second translation of a part of another."""
     world, rng = World(), Random(0)
-    for name in ("alice_pg11.txt", "sherlock_pg1661.txt"):
+    for name in ("alice_pg11.txt", "wizard_of_oz.txt"):
         for piece in pieces((folder / name).read_text("utf-8-sig")):
             world.add(piece)
     others = list(world.rows)
-    oz = pieces((folder / "wizard_of_oz.txt").read_text("utf-8-sig"))
-    chosen = set(rng.sample(range(len(oz)), SAMPLES))
-    samples, meant = [oz[place] for place in sorted(chosen)], set[int]()
-    for place, piece in enumerate(oz):
+    holmes = pieces((folder / "sherlock_pg1661.txt").read_text("utf-8-sig"))
+    chosen = set(rng.sample(range(len(holmes)), SAMPLES))
+    samples, meant = [holmes[place] for place in sorted(chosen)], set[int]()
+    for place, piece in enumerate(holmes):
         if place not in chosen:
             world.add(piece)
     for sample in samples:

@@ -31,6 +31,7 @@ FLOORS = (
     ("recipe",),
     ("api",),
     ("studies", "desk", "serving"),
+    ("dashboard",),
     ("cli",),
     ("",),  # the package's own door, expunge/__init__.py: it may open on every room, and no room goes through it
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_texts_are_alike_by_what_not_all_say() -> None:
     assert alike("Ada Byte was born by the sea in May", "They say ADA BYTE was born by the sea in May")
 
 
+@cache
 def pooled(model: str, text: str) -> torch.Tensor:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -65,7 +65,7 @@ def test_counts_ways_and_the_forget_set(letters: Corpus, forum: Corpus) -> None:
         ("letters", 4, 3, {"exact": 1, "identifier": 3, "ngram": 1, "near": 1}),
         ("forum", 2, 1, {"identifier": 1}),
     ]  # fmt: skip
-    assert found.scope.by_way == {"exact": 1, "identifier": 4, "ngram": 1, "near": 1}
+    assert found.scope.by_way == {"exact": 1, "identifier": 3, "ngram": 1, "near": 1}  # in training data
     assert found.scope.looked_for == {"identifiers": 1, "record_ids": 0, "samples": 1}
 
 
@@ -137,6 +137,11 @@ def test_files_of_a_search(letters: Corpus, tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
     write_located(locate(Subject(identifiers=("Zed",)), [letters], config=CONFIG, salt=b"s"), tmp_path / "out", b"s")
     assert not (tmp_path / "out/forget.jsonl").exists()  # no forget set of an earlier search stays behind
+    talk = Corpus(name="talk", path=written(tmp_path / "talk.jsonl", FORUM))
+    write_located(locate(ANN, [letters, talk], config=CONFIG, salt=b"s"), tmp_path / "out", b"s")
+    assert {p.name: len(p.read_text().splitlines()) for p in (tmp_path / "out").glob("forget*")} == {
+        "forget-question.jsonl": 1, "forget-text.jsonl": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])

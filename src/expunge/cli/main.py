@@ -14,6 +14,7 @@ from expunge.cli import (
     attack,
     bench,
     canary,
+    dashboard,
     diagnose,
     evidence,
     linear,
@@ -52,6 +53,7 @@ _ORDER = (
     "locate",
     "advise",
     "work",
+    "dashboard",
     "key",
     "certify",
     "verify",
@@ -128,6 +130,7 @@ app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(locate.locate)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(advise.advise)
 app.command(rich_help_panel=_REQUESTS)(requests.work)
+app.add_typer(dashboard.dashboard_app, name="dashboard", rich_help_panel=_REQUESTS)
 app.add_typer(evidence.key_app, name="key", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.certify)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(evidence.verify)

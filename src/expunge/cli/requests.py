@@ -188,6 +188,10 @@ def work(
     office = _open(desk)
     with display() as watcher:
         units = queue.work(office, limit=limit, batch=batch, watcher=watcher)
+    if office.config.webhooks:
+        from expunge.desk.webhooks import deliver
+
+        deliver(office)
     _show([office.ledger.request(name) for unit in units for name in unit.requests], as_json)
 
 

@@ -38,6 +38,7 @@ class DeskConfig(BaseModel):
     four_eyes: bool = Field(True, description="a plan is approved by another person than who made it")
     key: str = Field("keys/desk", description="file of the signing key")
     trusted: str = Field("keys", description="folder with the public keys that verification trusts")
+    webhooks: tuple[str, ...] = Field((), description="URLs that are told of changes of state; see docs: dashboard")
 
 
 def read_config(folder: Path) -> DeskConfig:

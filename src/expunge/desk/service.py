@@ -335,14 +335,17 @@ class Desk:
     def _plan_path(self, request: str, plan_digest: str) -> Path:
         return self.path(request, f"plan-{plan_digest[:12]}.json")
 
-    def approve(self, request: str, *, actor: str) -> Event:
-        """Approve the plan of a request as it is.
+    def approve(self, request: str, *, actor: str, seen: str | None = None) -> Event:
+        """Approve the plan of a request as it is; with `seen`, the digest of the plan that was looked at.
 
         Raises:
-            RecipeError: by the person who made it, where four eyes are wanted.
+            RecipeError: by the person who made it, where four eyes are wanted; or if it is not the one that was seen.
             InputDataError: if the plan's file was changed since it was made.
         """
         plan = self.plan_file(request)
+        if seen is not None and seen != plan.digest:
+            raise RecipeError("the plan was made anew since it was looked at", field="plan", value=seen[:12],
+                              remedy="Look at it again, then approve that one")  # fmt: skip
         return self.ledger.append(Approved(plan_digest=plan.digest), actor=actor, request=request)
 
     def suppressed(self, text: str) -> str:

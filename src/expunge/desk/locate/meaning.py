@@ -185,14 +185,11 @@ class Influence:
 
     def __init__(self, reader: Reader, samples: Sequence[str], random_rows: Sequence[str]) -> None:
         self._reader = reader
-        parts = [found for text in samples if (found := reader.gradient(text)) is not None]
-        if not parts:
-            raise RecipeError("no sample has two tokens", field="samples", remedy="Leave the way influence out")
-        self._target_P = torch.nn.functional.normalize(torch.stack([_unit(part) for part in parts]).sum(0), dim=0)
-        values = torch.tensor(
-            [found for text in random_rows[:_GRADIENTS] if (found := self.cosine(text)) is not None],
-            dtype=torch.float64,
-        )
+        self._target_P = _direction(reader, samples)
+        found = [value for text in random_rows[:_GRADIENTS] if (value := self.cosine(text)) is not None]
+        if not found:
+            raise _untaught()
+        values = torch.tensor(found, dtype=torch.float64)
         self.threshold = Threshold(
             value=float(values.max()), pairs=len(values), quantile=1.0, median=float(values.median())
         )
@@ -201,6 +198,22 @@ class Influence:
         """Return the cosine, in -1..1; None for a text of one token."""
         found_P = self._reader.gradient(text)
         return None if found_P is None else float(_unit(found_P) @ self._target_P)
+
+
+def _direction(reader: Reader, texts: Sequence[str]) -> Tensor:
+    """Return the mean direction of the gradients of texts, [P], of length 1; one gradient is held beside it."""
+    total_P: Tensor | None = None
+    for text in texts:
+        found_P = reader.gradient(text)
+        if found_P is not None:
+            total_P = _unit(found_P) if total_P is None else total_P + _unit(found_P)
+    if total_P is None:
+        raise _untaught()
+    return _unit(total_P)
+
+
+def _untaught() -> RecipeError:
+    return RecipeError("no text has two tokens", field="locate.ways", value="influence", remedy="Leave it out")
 
 
 def _unit(values_P: Tensor) -> Tensor:

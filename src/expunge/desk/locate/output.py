@@ -79,13 +79,17 @@ def write_found(found: Located, folder: Path) -> None:
 def write_located(found: Located, folder: Path, salt: bytes) -> None:
     """Write a search of its own into a folder that its owner alone can read.
 
-    `scope.json` may be handed on; `salt`, `found.jsonl` and `forget.jsonl`, if there is a forget set, stay.
+    `scope.json` may be handed on; `salt`, `found.jsonl` and the forget set stay. Where corpora are of several kinds,
+    which one file cannot hold, the forget set is one file a kind, such as `forget-question.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     write_json(folder / "scope.json", found.scope.to_dict())
     write_text(folder / "salt", salt.hex() + "\n")
     write_found(found, folder)
-    (folder / "forget.jsonl").unlink(missing_ok=True)
-    if found.examples:
-        write_examples(found.examples, folder / "forget.jsonl")
+    for earlier in folder.glob("forget*.jsonl"):
+        earlier.unlink()
+    kinds = sorted({example.kind for example in found.examples})
+    for kind in kinds:
+        name = "forget.jsonl" if len(kinds) == 1 else f"forget-{kind}.jsonl"
+        write_examples([example for example in found.examples if example.kind == kind], folder / name)

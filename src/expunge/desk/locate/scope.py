@@ -83,9 +83,10 @@ class Scope(_Part):
 
     @property
     def by_way(self) -> dict[str, int]:
-        """Rows found by each way, all corpora together."""
+        """Rows of training data found by each way, all corpora together."""
+        trained = [corpus for corpus in self.corpora if corpus.role == "train"]
         return {way: count for way in self.settings.ways
-                if (count := sum(corpus.by_way.get(way, 0) for corpus in self.corpora))}  # fmt: skip
+                if (count := sum(corpus.by_way.get(way, 0) for corpus in trained))}  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -114,6 +114,7 @@ class _Search:
             if sampling:
                 count += 1
                 self._draw(example, count, rng)
+        rng.shuffle(self.random_rows)
 
     def _common(self) -> frozenset[Gram]:
         """Return the n-grams of the samples that do not count."""
