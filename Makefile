@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow study bench bench-quick check docs clean venv study-reversal study-noise study-domains study-costs collapse-map
+.PHONY: demo demo-request test test-slow test-kill test-postgres study bench bench-quick check docs clean venv study-reversal study-noise study-domains study-costs collapse-map
 
 venv: $(STAMP)
 
@@ -24,11 +24,24 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/expunge demo --overwrite
 
+# One invented person's request, from intake to a verified certificate: about two minutes.
+demo-request: $(STAMP)
+	$(BIN)/expunge demo --request --overwrite
+
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# `expunge work` is killed a hundred times: about seven minutes.
+test-kill: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow" -s tests/desk/test_kills.py
+
+# A throw-away PostgreSQL server on loopback, stopped at the end.
+test-postgres: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,postgres]'
+	$(BIN)/python tests/ledger/postgres_server.py $(BIN)/python -m pytest -m "slow or not slow" -s tests/ledger
 
 # About fifteen minutes on two quiet cores; goes on where it was stopped.
 study: $(STAMP)

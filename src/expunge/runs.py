@@ -125,13 +125,22 @@ def _check_existing(path: Path, *, overwrite: bool, resume: bool) -> None:
     )  # fmt: skip
 
 
+def _sweep(path: Path) -> None:
+    """Delete what a killed process left half-written: everything that is renamed at its end begins with a dot."""
+    for leftover in [*path.glob(".model-*"), *path.rglob(".*partial*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 class RunFolder:
     """One run's folder and its `run.json`.
 
     Args:
         path: the folder.
         overwrite: delete an existing run first.
-        resume: go on with an existing run.
+        resume: go on with an existing run; what its process left half-written is deleted.
 
     Raises:
         RecipeError: if the folder exists and neither was asked for, if it is not a run and would be overwritten, or
@@ -148,6 +157,8 @@ class RunFolder:
             probe = path / ".writable"
             probe.touch()
             probe.unlink()
+            if resume:
+                _sweep(path)
         except OSError as error:
             raise disk_error(error, path) from error
         os.chmod(path, 0o700)

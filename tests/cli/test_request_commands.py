@@ -164,3 +164,32 @@ def test_wrong_paths_make_nothing(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert call(*words)[0] == code, words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_changed_byte_of_a_ledger_or_a_key_exits_with_4_and_says_which(desk: Path, tmp_path: Path) -> None:
+    import shutil
+    import sqlite3
+
+    book = tmp_path / "ledger.db"
+    with sqlite3.connect(desk / "ledger.db") as source, sqlite3.connect(book) as copy:
+        source.backup(copy)
+    raw = bytearray(book.read_bytes())
+    raw[raw.index(b'"to":"verified"') + 6] ^= 1
+    book.write_bytes(raw)
+    words = ("verify", certificate(desk), model_of(desk), "--keys", desk / "keys", "--ledger", book)
+    for code, said in (call("ledger", "verify", book), call(*words)):
+        assert code == 4, said
+        assert "entry 2" in said or "entry: was changed after it was written" in said
+    shutil.copy(desk / "keys" / "desk.pub", tmp_path / "desk.pub")
+    raw = bytearray((tmp_path / "desk.pub").read_bytes())
+    raw[40] ^= 1
+    (tmp_path / "desk.pub").write_bytes(raw)
+    code, said = call("verify", certificate(desk), model_of(desk), "--keys", tmp_path / "desk.pub")
+    assert code == 4, said
+    assert "desk.pub" in said or "no trusted key" in said
+    raw = bytearray(book.read_bytes())
+    raw[:16] = b"not SQLite at al"
+    book.write_bytes(raw)
+    code, said = call("ledger", "verify", book)
+    assert code == 4, said
+    assert "cannot be read" in said

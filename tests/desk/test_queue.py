@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from desk_world import FAILS, bring_in, open_desk
@@ -14,6 +15,7 @@ from expunge.desk.intake import RequestFile
 from expunge.desk.queue import current_model, recipe_of, text_of, work
 from expunge.desk.service import Desk
 from expunge.errors import InputDataError, RecipeError
+from expunge.ledger.bodies import Deployed, Started
 from expunge.ledger.keys import trusted_keys
 from expunge.ledger.states import State
 from expunge.ledger.verify import verify_certificate
@@ -193,3 +195,94 @@ def test_a_failed_request_planned_again_alike_is_run_again(desk: Desk) -> None:
         assert desk.ledger.request("r1").state is State.FAILED
         assert sum(event.kind == "run" for event in desk.ledger.request("r1").events) == tries
     assert desk.ledger.verify() == []
+
+
+def test_a_unit_that_was_only_written_down_binds_nobody(desk: Desk) -> None:
+    """A worker that dies before the ledger says that a unit was begun leaves its requests free to be stopped."""
+    from expunge.desk.queue import _next
+
+    bring_in(desk, "r0", 0)
+    bring_in(desk, "r1", 1)
+    left = _next(desk, 2)
+    assert left is not None
+    assert left.requests == ("r0", "r1")
+    desk.move("r0", State.WITHDRAWN, actor="op", reason="the requester wrote again")
+    assert [unit.requests for unit in work(desk, batch=2)] == [("r1",)]
+    assert desk.ledger.request("r0").state is State.WITHDRAWN
+
+
+def test_a_unit_held_back_does_not_go_on_from_an_older_model(desk: Desk) -> None:
+    from expunge.desk.queue import _next
+
+    bring_in(desk, "r0", 0)
+    assert _next(desk, 1) is not None
+    desk.move("r0", State.ON_HOLD, actor="op", reason="a question")
+    bring_in(desk, "r1", 1)
+    (first,) = work(desk)
+    desk.move("r0", State.APPROVED, actor="op")
+    (second,) = work(desk)
+    assert second.model == str(desk.folder / "runs" / first.name / "model")
+
+
+def test_the_model_in_use_is_that_of_the_certificate_not_of_a_later_failure(desk: Desk) -> None:
+    bring_in(desk, "r0", 0)
+    (unit,) = work(desk)
+    desk.ledger.append(Deployed(model="a" * 64, where="production"), actor="op", request="r0")
+    desk.move("r0", State.MONITORED, actor="op")
+    desk.plan("r0", "npo", actor="op", settings={"training": {"learning_rate": 1e30}})
+    desk.approve("r0", actor="boss")
+    work(desk)
+    assert desk.ledger.request("r0").state is State.FAILED
+    assert current_model(desk) == str(desk.folder / "runs" / unit.name / "model")
+
+
+def test_another_plan_than_the_approved_one_is_not_begun(desk: Desk) -> None:
+    bring_in(desk, "r0", 0)
+    with pytest.raises(RecipeError, match="not the plan that was approved"):
+        desk.ledger.append(Started(plan_digest="b" * 64, run="u1", recipe_hash="c" * 64, model_before="d" * 64),
+                           actor="worker", request="r0")  # fmt: skip
+
+
+def test_attacks_are_named_by_kind_and_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind stands for its attacks, and what was attacked before a kill is not attacked again."""
+    from expunge.desk import queue
+
+    desk = open_desk(tmp_path / "desk", attacks=["trace detection"], reference="base")
+    bring_in(desk, "r0", 0)
+    asked: list[list[str]] = []
+    whole, certified = queue.attack_folders, queue._certified
+
+    def counted(model: str, **given: Any) -> Any:
+        asked.append(list(given["attacks"]))
+        return whole(model, **given)
+
+    def dies(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue, "attack_folders", counted)
+    monkeypatch.setattr(queue, "_certified", dies)
+    with pytest.raises(KeyboardInterrupt):
+        work(desk)
+    monkeypatch.setattr(queue, "_certified", certified)
+    work(desk)
+    assert asked == [["traces"]]
+    assert desk.ledger.request("r0").state is State.CERTIFIED
+
+
+def test_what_was_stopped_is_taken_up_from_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.desk import queue
+
+    bring_in(open_desk(tmp_path / "desk"), "r0", 0)
+
+    def dies(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "_certified", dies)
+        with pytest.raises(KeyboardInterrupt):
+            work(Desk(Path("desk")))
+    monkeypatch.chdir(tmp_path / "desk")
+    desk = Desk(Path("."))
+    work(desk)
+    assert desk.ledger.request("r0").state is State.CERTIFIED

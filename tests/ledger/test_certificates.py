@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from expunge.audit.document import AuditDocument, EstimateEntry, ModelEntry, write_json
+from expunge.audit.document import AuditDocument, EstimateEntry, ModelEntry, read_audit, write_json
 from expunge.audit.policy import Bound, Policy
 from expunge.claims import ClaimKind
 from expunge.errors import InputDataError, RecipeError, VerificationFailed
@@ -155,6 +155,18 @@ def test_verdicts_that_do_not_follow_from_the_results_are_noticed(run: Path, key
     value["predicate"]["results"]["forget_quality"]["value"] = 0.01
     forged = seal(value, PAYLOAD_TYPE, key).to_bytes()
     assert [check.what for check in checked(forged, run, key).failed] == ["policy"]
+
+
+def test_a_policy_of_several_limits_in_any_order_verifies(run: Path, key: SigningKey) -> None:
+    document = read_audit(run / "audit.json")
+    for entries in document.models.values():
+        entries.metrics["a_metric"] = entry(0.5)
+    write_json(document, run / "audit.json")
+    bounds = {"forget_quality": Bound(min=0.05, whole_interval=False), "a_metric": Bound(max=0.9)}
+    found = statement_of_run(run, request="r1", what="erasure", policy=Policy(name="house", bounds=bounds), now=NOW)
+    assert next(verdict.rule for verdict in found.predicate.policy.verdicts).startswith("forget_quality")
+    raw = seal(found.to_dict(), PAYLOAD_TYPE, key).to_bytes()
+    assert checked(raw, run, key).failed == ()
 
 
 def test_words_that_may_not_be_said_are_refused(run: Path, key: SigningKey) -> None:

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -94,14 +90,6 @@ def test_requests_are_listed_by_what_is_due_first(tmp_path: Path) -> None:
     assert [view.id for view in ledger.requests()] == ["soon", "mid", "late"]
     assert [view.id for view in ledger.requests(State.RECEIVED)] == ["soon", "late"]
     assert ledger.requests(State.CERTIFIED) == []
-
-
-def test_the_database_refuses_to_change_or_delete_entries(tmp_path: Path) -> None:
-    planned(opened(tmp_path))
-    with sqlite3.connect(tmp_path / "ledger.db") as raw:
-        for statement in ("DELETE FROM events WHERE seq = 1", "UPDATE events SET actor = 'x' WHERE seq = 1"):
-            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                raw.execute(statement)
 
 
 @pytest.mark.parametrize(
@@ -267,58 +255,6 @@ def test_shredding_a_salt_ends_matching_and_leaves_no_bytes(tmp_path: Path) -> N
         ledger.salts.of("r1")
     ledger.close()
     assert not any(salt in path.read_bytes() for path in tmp_path.iterdir())
-
-
-def _write_some(url: str, name: str, count: int) -> None:
-    ledger = Ledger(url)
-    for k in range(count):
-        ledger.append(Note(text=f"{name} {k}"), actor=name)
-    ledger.close()
-
-
-def check_concurrent_writers(url: str, writers: int) -> None:
-    """`writers` threads start at one moment; afterwards every entry is there, once, in one unbroken chain."""
-    ledger, gate = Ledger(url), threading.Barrier(writers)
-
-    def write(k: int) -> None:
-        gate.wait()
-        ledger.append(Note(text=f"writer {k}"), actor=f"w{k}")
-
-    with ThreadPoolExecutor(writers) as pool:
-        list(pool.map(write, range(writers)))
-    assert ledger.verify() == []
-    assert sorted(e.body["text"] for e in ledger.events()) == sorted(f"writer {k}" for k in range(writers))
-    ledger.close()
-
-
-def test_many_threads_never_fork_the_chain(tmp_path: Path) -> None:
-    check_concurrent_writers(str(tmp_path / "ledger.db"), 200)
-
-
-def test_two_processes_never_fork_the_chain(tmp_path: Path) -> None:
-    url = str(tmp_path / "ledger.db")
-    Ledger(url).close()
-    context = get_context("spawn")
-    writers = [context.Process(target=_write_some, args=(url, name, 40)) for name in ("a", "b")]
-    for process in writers:
-        process.start()
-    for process in writers:
-        process.join()
-    ledger = Ledger(url)
-    assert ledger.verify() == []
-    assert len(list(ledger.events())) == 80
-
-
-@pytest.mark.skipif("EXPUNGE_TEST_POSTGRES" not in os.environ, reason="EXPUNGE_TEST_POSTGRES names no server")
-def test_postgres_keeps_the_same_promises() -> None:
-    url = os.environ["EXPUNGE_TEST_POSTGRES"]
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE IF EXISTS events, salts")
-    check_concurrent_writers(url, 90)
-    with engine.begin() as connection, pytest.raises(sa.exc.DatabaseError, match="append-only"):
-        connection.exec_driver_sql("DELETE FROM events")
-    engine.dispose()
 
 
 def test_other_databases_are_refused() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -421,6 +422,20 @@ def test_stored_states_come_back_from_disk_and_only_for_the_same_model(
         h = target(torch.tensor([items[2].ids]), output_hidden_states=True).hidden_states[1][0]
     torch.testing.assert_close(again.get(0, items[2]), h, atol=1e-5, rtol=1e-4)
     assert again.padded(0, [item.ids for item in items]).shape[:2] == (len(items), max(len(item.ids) for item in items))
+
+
+def test_states_half_written_by_a_killed_process_are_computed_again(
+    target: nn.Module, items: list[Encoded], tmp_path: Path
+) -> None:
+    whole = HiddenCache("abc", tmp_path)
+    whole.fill(target, items, layers=[0, 1], pad_id=0)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.with_suffix(".partial").write_bytes(b"half of it")
+    HiddenCache("abc", tmp_path).fill(target, items, layers=[0, 1], pad_id=0)
+    again = HiddenCache("abc", tmp_path)
+    again.fill(target, items, layers=[0, 1], pad_id=0)
+    assert all(torch.equal(again.get(1, item), whole.get(1, item)) for item in items)
 
 
 def test_states_move_where_they_are_sent_and_retain_states_stay(

@@ -282,3 +282,18 @@ def test_masks_in_a_file_take_a_bit_a_weight(tmp_path: Path) -> None:
     save_masks(tmp_path / "large.safetensors", large)
     assert (tmp_path / "large.safetensors").stat().st_size < 101_000
     assert kept_share({"a": torch.tensor([True, False]), "b": torch.tensor([[True, True]])}) == 0.75
+
+
+def test_masks_half_written_by_a_killed_process_stand_under_no_name_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "masks.safetensors"
+
+    def killed(tensors: object, where: Path, metadata: object = None) -> None:
+        where.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_masks(path, {"w": torch.tensor([True])})
+    assert not path.exists()

@@ -24,6 +24,7 @@ from expunge.cli import (
     private,
     requests,
     sisa,
+    suppress,
     tenants,
     unlearn,
 )
@@ -123,6 +124,8 @@ app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(attack.attack)
 app.command(rich_help_panel=_MEASURE, no_args_is_help=True)(diagnose.diagnose)
 app.add_typer(canary.canary_app, name="canary", rich_help_panel=_MEASURE)
 app.add_typer(requests.desk_app, name="desk", rich_help_panel=_REQUESTS)
+requests.desk_app.command("filter", no_args_is_help=True)(suppress.filter_corpus)
+requests.desk_app.command("shred", no_args_is_help=True)(suppress.shred)
 app.add_typer(requests.request_app, name="request", rich_help_panel=_REQUESTS)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(locate.locate)
 app.command(rich_help_panel=_REQUESTS, no_args_is_help=True)(advise.advise)

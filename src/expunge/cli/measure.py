@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge.cli import options as opt
+from expunge.cli import walk
 from expunge.cli.progress import display
 from expunge.cli.streams import guarded, interruptible, limit_threads, out, print_json, quiet_libraries
 from expunge.cli.tables import print_paths, print_results, print_sentences
@@ -164,8 +165,17 @@ def compare(
 @guarded
 def demo(
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Where everything goes.", rich_help_panel=opt.WRITE)
-    ] = Path("runs/demo"),
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Where everything goes; default runs/demo, or runs/demo-request.",
+            rich_help_panel=opt.WRITE,
+        ),
+    ] = None,
+    request: Annotated[
+        bool, typer.Option("--request", help="Instead: one person's request, from intake to a verified certificate.")
+    ] = False,
     overwrite: opt.Overwrite = False,
     people: Annotated[int, typer.Option("--people", help="Invented people, at least 10.")] = 40,
     methods: Annotated[
@@ -181,9 +191,13 @@ def demo(
     """
     quiet_libraries()
     limit_threads()
+    if request:
+        walk.demo_request(output_dir or Path("runs/demo-request"), overwrite, people, seed, as_json)
+        return
     from expunge.studies.demo import run_demo
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    output_dir = output_dir or Path("runs/demo")
     with display() as watcher:
         document = run_demo(
             output_dir, overwrite=overwrite, people=people, seed=seed, methods=names, watcher=watcher

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue: approved requests are unlearned one after the other, each from the model the last one left.
 
-Killed at any moment, the next `work` goes on where it was: what is in hand stands in a unit file before the first
-ledger entry of it, every entry is written once by name, the training loop goes on from its checkpoint to the same
-bytes, and a certificate is a function of the run and the ledger.
+Killed at any moment, the next `work` goes on where it was: what is in hand stands in a unit file before the ledger
+says that it was begun, all its requests are begun in one transaction, every entry is written once by name, the
+training loop goes on from its checkpoint to the same bytes, and a certificate is a function of the run and the ledger.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from expunge.api.attack import attack_folders
 from expunge.api.job import run
 from expunge.api.workspace import Silent, Watcher
+from expunge.attacks.registry import choose
 from expunge.audit.document import AuditDocument, read_audit
 from expunge.data.examples import Example
 from expunge.data.loaders import load_examples
@@ -37,9 +38,11 @@ from expunge.ledger.keys import load_key
 from expunge.ledger.salts import salted_digest
 from expunge.ledger.statement import PAYLOAD_TYPE, held, statement_of_run
 from expunge.ledger.states import State
-from expunge.ledger.store import RequestView
+from expunge.ledger.store import Entry, RequestView
 from expunge.models.digests import file_digest, folder_digest
 from expunge.recipe import Recipe, build_recipe, merge
+from expunge.report.folder import view_from_run
+from expunge.report.render import write_report
 from expunge.runs import write_json
 
 WORKER = "worker"
@@ -47,15 +50,11 @@ WORKER = "worker"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is unlearned in one run: some requests under one plan, from one model.
-
-    `planned` holds the number of each request's plan entry: planned anew, even alike, a request is another unit's.
-    """
+    """What is unlearned in one run: some requests under one plan, from one model."""
 
     name: str
     requests: tuple[str, ...]
     plan: str
-    planned: tuple[int, ...]
     model: str
     model_digest: str
 
@@ -97,18 +96,18 @@ def _alone(desk: Desk) -> Iterator[None]:
 
 
 def _in_hand(desk: Desk) -> Unit | None:
-    """Return the unit that was begun and not finished, or None."""
-    for path in sorted((desk.folder / "units").glob("*.json")):
-        unit = _read_unit(path)
-        states = {desk.ledger.request(name).state for name in unit.requests}
-        if states & {State.APPROVED, State.RUNNING, State.AUDITED} and not _superseded(desk, unit):
-            return unit
+    """Return the unit that was begun and not finished, or None; one that was only written down was not begun."""
+    for view in desk.ledger.requests(State.RUNNING, State.AUDITED):
+        name = _begun(view)
+        if name is not None:
+            return _read_unit(desk.folder / "units" / f"{name}.json")
     return None
 
 
-def _superseded(desk: Desk, unit: Unit) -> bool:
-    """A unit whose requests were planned anew since is history."""
-    return any(_planned(desk, name) != seq for name, seq in zip(unit.requests, unit.planned, strict=True))
+def _begun(view: RequestView) -> str | None:
+    """Return the unit that a request is in the hands of, or None."""
+    event = next((e for e in reversed(view.events) if e.kind in ("run", "certificate", "partial", "failure")), None)
+    return str(event.body["run"]) if event is not None and event.kind == "run" else None
 
 
 def _next(desk: Desk, batch: int) -> Unit | None:
@@ -119,9 +118,8 @@ def _next(desk: Desk, batch: int) -> Unit | None:
     plan = _plan_of(approved[0])
     names = tuple(view.id for view in approved if _plan_of(view) == plan)[: max(1, batch)]
     model = current_model(desk)
-    planned = tuple(_planned(desk, name) for name in names)
-    name = f"u{_count(desk):04d}-{digest([plan, *names])[:8]}"
-    unit = Unit(name, names, plan, planned, model, _model_digest(model))
+    number = len({event.body["run"] for event in desk.ledger.events(kind="run")}) + 1
+    unit = Unit(f"u{number:04d}-{digest([plan, *names])[:8]}", names, plan, model, _model_digest(model))
     (desk.folder / "units").mkdir(exist_ok=True)
     write_json(desk.folder / "units" / f"{unit.name}.json", asdict(unit))
     return unit
@@ -132,22 +130,23 @@ def current_model(desk: Desk) -> str:
 
     A partial result is not built upon: its model stays as it is until somebody plans again or deploys it.
     """
-    for event in reversed(list(desk.ledger.events())):
-        if event.kind == "certificate":
-            started = desk.ledger.request(str(event.request)).last("run")
-            if started is not None:
-                return str(desk.folder / "runs" / started.body["run"] / "model")
-    return located(desk.folder, desk.config.model)
+    certified = list(desk.ledger.events(kind="certificate"))
+    if not certified:
+        return located(desk.folder, desk.config.model)
+    newest = certified[-1]
+    began = [e for e in desk.ledger.events(newest.request, kind="run") if e.seq < newest.seq]
+    return str(desk.folder / "runs" / began[-1].body["run"] / "model")
 
 
 def _carry_out(desk: Desk, unit: Unit, watcher: Watcher) -> None:
     recipe = recipe_of(desk, unit)
     folder = desk.folder / "runs" / unit.name
-    for name in unit.requests:
-        body = Started(plan_digest=unit.plan, run=unit.name, recipe_hash=recipe.hash, model_before=unit.model_digest)
-        _once(desk, unit, name, body, "start")
+    body = Started(plan_digest=unit.plan, run=unit.name, recipe_hash=recipe.hash, model_before=unit.model_digest)
+    desk.ledger.append_all([Entry(body, name, _name(unit, name, "start")) for name in unit.requests], actor=WORKER)
+    write_suppression(desk)  # before any end is written: the next `work` comes back to what has no end
     watcher.heading(f"{unit.name}: {', '.join(unit.requests)}")
-    if folder.exists() and not (folder / "run.json").exists():
+    resumed = folder.exists()
+    if resumed and not (folder / "run.json").exists():
         shutil.rmtree(folder)  # it died before it was a run
     try:
         run(recipe, output_dir=folder, resume=True, watcher=watcher)
@@ -159,10 +158,12 @@ def _carry_out(desk: Desk, unit: Unit, watcher: Watcher) -> None:
             failure = Failed(error=f"{type(error).__name__}: {error.problem}"[:120], exit_code=error.exit_code)
             _once(desk, unit, name, failure, "failure")
         return
+    if resumed:
+        write_report(view_from_run(folder), folder / "report.html")  # its writer may have died before the last one
     for name in unit.requests:
-        _audited(desk, unit, name, folder, document)
-        _certified(desk, unit, name, folder)
-    write_suppression(desk)
+        if _begun(desk.ledger.request(name)) == unit.name:
+            _audited(desk, unit, name, folder, document)
+            _certified(desk, unit, name, folder)
 
 
 def recipe_of(desk: Desk, unit: Unit) -> Recipe:
@@ -173,7 +174,8 @@ def recipe_of(desk: Desk, unit: Unit) -> Recipe:
     folder = desk.folder / "units" / unit.name
     folder.mkdir(parents=True, exist_ok=True)
     forget = [example for name in unit.requests for example in forget_set(desk, name)]
-    gone = {_key(example) for name in (*_before(desk, unit), *unit.requests) for example in forget_set(desk, name)}
+    gone = {_key(example) for example in forget}
+    gone |= {_key(example) for name in _before(desk, unit) for example in forget_set(desk, name)}
     corpora = desk.corpora()
     retain = [example for examples in corpora.values() for example in examples if _key(example) not in gone]
     forget_file, retain_file = folder / "forget.jsonl", folder / "retain.jsonl"
@@ -199,7 +201,8 @@ def forget_set(desk: Desk, request: str) -> list[Example]:
 def _attacked(desk: Desk, folder: Path, watcher: Watcher) -> AuditDocument:
     """Run the attacks of the settings that were not run yet, and return the audit that holds them."""
     document = read_audit(folder / "audit.json")
-    missing = [name for name in desk.config.attacks if name not in document.attacks]
+    wanted = [attack.card.name for attack in choose(desk.config.attacks)] if desk.config.attacks else []
+    missing = [name for name in wanted if name not in document.attacks]
     if not missing:
         return document
     return attack_folders(str(folder / "model"), attacks=missing, watcher=watcher).document
@@ -241,40 +244,39 @@ def _certified(desk: Desk, unit: Unit, request: str, folder: Path) -> None:
 
 
 def write_suppression(desk: Desk) -> None:
-    """Write digests of every record of every request that was worked off, for the next training to leave out."""
-    names = [view.id for view in desk.ledger.requests() if view.last("run") is not None]
+    """Write digests of every record of every request that was begun, for the next training to leave out.
+
+    Once the salt of the list is shredded, it stays as it is.
+    """
+    if desk.ledger.salts.shredded(SUPPRESSION):
+        return
+    names = dict.fromkeys(str(event.request) for event in desk.ledger.events(kind="run"))
     salt = desk.ledger.salts.of(SUPPRESSION)
     digests = sorted({salted_digest(salt, text_of(example)) for name in names for example in forget_set(desk, name)})
     write_json(desk.folder / "suppression.json", {"schema_version": 1, "digests": digests})
 
 
 def _once(desk: Desk, unit: Unit, request: str, body: Body, step: str) -> None:
-    desk.ledger.append(body, actor=WORKER, request=request, once=f"{unit.name}:{request}:{step}")
+    desk.ledger.append(body, actor=WORKER, request=request, once=_name(unit, request, step))
+
+
+def _name(unit: Unit, request: str, step: str) -> str:
+    return f"{unit.name}:{request}:{step}"
 
 
 def _before(desk: Desk, unit: Unit) -> list[str]:
-    """Return the requests that were worked off in earlier units."""
-    return sorted({view.id for view in desk.ledger.requests()
-                   if (started := view.last("run")) is not None and started.body["run"] < unit.name})  # fmt: skip
+    """Return the requests of other units than the one in hand: no unit is begun before the last one is finished."""
+    began = (event for event in desk.ledger.events(kind="run") if event.body["run"] != unit.name)
+    return sorted({str(event.request) for event in began} - set(unit.requests))
 
 
 def _tried(desk: Desk, request: str) -> int:
-    return sum(1 for event in desk.ledger.request(request).events if event.kind == "run")
+    return len(list(desk.ledger.events(request, kind="run")))
 
 
 def _plan_of(view: RequestView) -> str:
     event = view.last("plan")
     return "" if event is None else str(event.body["plan_digest"])
-
-
-def _planned(desk: Desk, request: str) -> int:
-    """Return the number of a request's newest plan entry; 0 without one."""
-    event = desk.ledger.request(request).last("plan")
-    return 0 if event is None else event.seq
-
-
-def _count(desk: Desk) -> int:
-    return len(list((desk.folder / "units").glob("*.json"))) + 1
 
 
 def _method(folder: Path) -> str:
@@ -299,4 +301,4 @@ def _unique(examples: Sequence[Example]) -> list[Example]:
 
 def _read_unit(path: Path) -> Unit:
     values: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-    return Unit(**{**values, "requests": tuple(values["requests"]), "planned": tuple(values["planned"])})
+    return Unit(**{**values, "requests": tuple(values["requests"])})

@@ -79,6 +79,8 @@ class Desk:
     """
 
     def __init__(self, folder: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        # Absolute: recipes hold paths, and a run that was stopped may be taken up from another place.
+        folder = folder.absolute()
         self.folder, self.config, self._clock = folder, read_config(folder), clock
         url = self.config.ledger if "://" in self.config.ledger else folder / self.config.ledger
         self.ledger = Ledger(url, four_eyes=self.config.four_eyes, clock=clock)
@@ -123,7 +125,8 @@ class Desk:
         """
         name = file.id or f"{file.received:%Y%m%d}-{secrets.token_hex(3)}"
         subject = salted_digest(self.ledger.salts.of(WHOLE_LEDGER), file.subject())
-        same = [view.id for view in self.ledger.requests() if view.state not in CLOSED
+        views = self.ledger.requests()
+        same = [view.id for view in views if view.state not in CLOSED
                 and view.events[0].body["subject_digest"] == subject]  # fmt: skip
         due = deadline(self.config.deadline).due(file.received)
         body = file.model_dump(mode="json") | {"id": name}
@@ -131,7 +134,7 @@ class Desk:
             what=file.what, deadline=self.config.deadline, due=due, basis=file.basis, requester=file.requester,
             subject_digest=subject, file_digest=digest(body),
         )  # fmt: skip
-        if any(view.id == name for view in self.ledger.requests()):
+        if any(view.id == name for view in views):
             raise RecipeError("there is a request of that id", field="id", value=name, remedy="Choose another")
         self.path(name).mkdir(parents=True, mode=0o700, exist_ok=True)
         write_json(self.path(name, "request.json"), body)  # before the entry: a request in the ledger has its file

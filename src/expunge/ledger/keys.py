@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -117,13 +117,18 @@ def trusted_keys(path: Path) -> dict[str, PublicKey]:
 
 def _public(path: Path) -> PublicKey:
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+        pem = path.read_bytes()
+        key = serialization.load_pem_public_key(pem)
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise VerificationFailed(f"is no public key: {error}", field="keys", value=str(path),
                                  remedy="Give the .pub file beside the signing key") from error  # fmt: skip
     if not isinstance(key, Ed25519PublicKey):
         raise VerificationFailed("is no Ed25519 key", field="keys", value=str(path), remedy="Remove it")
-    return PublicKey(key)
+    found = PublicKey(key)
+    if found.pem() != pem:
+        raise VerificationFailed("is not in the form in which it was written: bytes were changed", field="keys",
+                                 value=str(path), remedy="Get the .pub file again from its owner")  # fmt: skip
+    return found
 
 
 def _passphrase() -> bytes | None:

@@ -58,6 +58,11 @@ class Salts:
                               value=request, remedy="Locate again under a new request")  # fmt: skip
         return bytes(found)
 
+    def shredded(self, request: str) -> bool:
+        """Return whether the salt of a request was destroyed."""
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(salts.c.salt).where(salts.c.request == request)).scalar() == b""
+
     def digest(self, request: str, text: str) -> str:
         """Return the salted digest of a text for a request.
 

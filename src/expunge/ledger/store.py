@@ -9,20 +9,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from expunge.errors import RecipeError
-from expunge.ledger.bodies import HANDLE, Approved, Body, Certified, Extended, Moved, Received, parsed, written
+from expunge.errors import RecipeError, VerificationFailed
+from expunge.ledger.bodies import (
+    HANDLE,
+    Approved,
+    Body,
+    Certified,
+    Extended,
+    Moved,
+    Received,
+    Started,
+    parsed,
+    written,
+)  # fmt: skip
 from expunge.ledger.canonical import canonical, digest
 from expunge.ledger.salts import Salts
 from expunge.ledger.states import State, check_move
-from expunge.ledger.tables import events, open_engine, writing
+from expunge.ledger.tables import UNREADABLE, damaged, events, integrity, open_engine, writing
 
 #: What the first entry is sealed over.
 GENESIS = "0" * 64
@@ -59,6 +71,15 @@ class Event:
     def sealed(self) -> str:
         """Return the hash that the entry should have."""
         return digest({key: value for key, value in asdict(self).items() if key != "hash"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry to be written: what it says, the request it belongs to, the name under which it is written once."""
+
+    body: Body
+    request: str | None = None
+    once: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,26 +145,39 @@ class Ledger:
 
         Raises:
             RecipeError: for a name that is no pseudonym, a move that is not allowed, a request that is not there or
-                there twice, an approval of one's own plan or of another plan than the last, a second extension, or
-                words that may not be written.
+                there twice, an approval of one's own plan or of another plan than the last, the start of another plan
+                than the approved one, a second extension, or words that may not be written.
         """
-        values = written(body)
-        for field, name in (("actor", actor), ("request", request)):
-            if name is not None and not re.fullmatch(HANDLE, name):
-                raise RecipeError("is no pseudonym", field=field, remedy="Letters, digits and ._:-, at most 64")
+        return self.append_all([Entry(body, request, once)], actor=actor)[0]
+
+    def append_all(self, entries: Sequence[Entry], *, actor: str) -> list[Event]:
+        """Write several entries, all of them or, if one is refused or the process dies, none; see `append`.
+
+        Raises:
+            RecipeError: as `append` does.
+        """
+        for entry in entries:
+            for field, name in (("actor", actor), ("request", entry.request)):
+                if name is not None and not re.fullmatch(HANDLE, name):
+                    raise RecipeError("is no pseudonym", field=field, remedy="Letters, digits and ._:-, at most 64")
+        bodies = [written(entry.body) for entry in entries]
         with writing(self._engine) as connection:
-            if once is not None:
-                found = connection.execute(sa.select(events).where(events.c.once == once)).first()
-                if found is not None:
-                    return _event(found)
-            to = self._next_state(connection, body, actor, request)
-            last = connection.execute(sa.select(events.c.seq, events.c.hash).order_by(events.c.seq.desc())).first()
-            seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
-            at = self._clock().astimezone(UTC).isoformat(timespec="microseconds")
-            draft = Event(seq, at, actor, request, body.kind, to, once, values, previous, "")
-            row = asdict(draft) | {"hash": draft.sealed(), "body": canonical(values).decode()}
-            connection.execute(events.insert().values(**row))
-        return Event(**{**asdict(draft), "hash": row["hash"]})
+            return [self._append(connection, entry, values, actor)
+                    for entry, values in zip(entries, bodies, strict=True)]  # fmt: skip
+
+    def _append(self, connection: sa.Connection, entry: Entry, values: dict[str, Any], actor: str) -> Event:
+        if entry.once is not None:
+            found = connection.execute(sa.select(events).where(events.c.once == entry.once)).first()
+            if found is not None:
+                return _event(found)
+        to = self._next_state(connection, entry.body, actor, entry.request)
+        last = connection.execute(sa.select(events.c.seq, events.c.hash).order_by(events.c.seq.desc())).first()
+        seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
+        at = self._clock().astimezone(UTC).isoformat(timespec="microseconds")
+        draft = Event(seq, at, actor, entry.request, entry.body.kind, to, entry.once, values, previous, "")
+        event = replace(draft, hash=draft.sealed())
+        connection.execute(events.insert().values(**asdict(event) | {"body": canonical(values).decode()}))
+        return event
 
     def head(self) -> tuple[int, str]:
         """Return number and hash of the newest entry; (0, GENESIS) of an empty ledger."""
@@ -151,14 +185,23 @@ class Ledger:
             last = connection.execute(sa.select(events.c.seq, events.c.hash).order_by(events.c.seq.desc())).first()
         return (0, GENESIS) if last is None else (last.seq, last.hash)
 
-    def events(self, request: str | None = None, *, after: int = 0) -> Iterator[Event]:
-        """Yield entries in order, of one request or of all, from the one after number `after`."""
+    def events(self, request: str | None = None, *, after: int = 0, kind: str | None = None) -> Iterator[Event]:
+        """Yield entries in order, of one request or of all, of one kind or of all, from the one after `after`.
+
+        Raises:
+            VerificationFailed: for an entry that cannot be read.
+        """
         wanted = sa.select(events).where(events.c.seq > after).order_by(events.c.seq)
         if request is not None:
             wanted = wanted.where(events.c.request == request)
+        if kind is not None:
+            wanted = wanted.where(events.c.kind == kind)
         with self._engine.connect() as connection:
-            for row in connection.execution_options(yield_per=1000).execute(wanted):
-                yield _event(row)
+            try:
+                for row in connection.execution_options(yield_per=1000).execute(wanted):
+                    yield _event(row)
+            except UNREADABLE as error:
+                raise damaged(self._engine, error) or error from error
 
     def request(self, request: str) -> RequestView:
         """Return one request.
@@ -178,10 +221,11 @@ class Ledger:
         wanted = sa.select(events.c.request).where(events.c.seq.in_(newest))
         if states:
             wanted = wanted.where(events.c.state.in_([str(state) for state in states]))
+        theirs = sa.select(events).where(events.c.request.in_(wanted)).order_by(events.c.request, events.c.seq)
         with self._engine.connect() as connection:
-            names = connection.execute(wanted).scalars().all()
-            views = [_view(connection, name) for name in names]
-        return sorted((view for view in views if view is not None), key=lambda view: (view.due, view.id))
+            rows = connection.execute(theirs).all()
+        views = [_viewed(list(own)) for _, own in groupby(rows, key=lambda row: row.request)]
+        return sorted(views, key=lambda view: (view.due, view.id))
 
     def verify(self, *, head: tuple[int, str] | None = None) -> list[Problem]:
         """Return what is wrong with the chain, and with the moves it holds; empty if nothing is.
@@ -189,7 +233,12 @@ class Ledger:
         Args:
             head: number and hash of an entry that was kept elsewhere, which must still be there.
         """
-        return check_chain(self.events(), head=head)
+        try:
+            problems = check_chain(self.events(), head=head)
+            found = integrity(self._engine)
+        except VerificationFailed as error:
+            return [Problem(error.value if isinstance(error.value, int) else 0, error.problem)]
+        return problems + ([Problem(0, f"the database is damaged: {found}")] if found else [])
 
     def _next_state(self, connection: sa.Connection, body: Body, actor: str, request: str | None) -> State | None:
         if request is None:
@@ -219,6 +268,11 @@ class Ledger:
             if self._four_eyes and plan.actor == actor:
                 raise RecipeError("a plan is approved by somebody else than who made it", field="actor", value=actor,
                                   remedy="Let another person approve it")  # fmt: skip
+        if isinstance(body, Started):
+            approval = view.last("approval")
+            if approval is None or approval.body["plan_digest"] != body.plan_digest:
+                raise RecipeError("is not the plan that was approved", field="plan_digest", value=body.plan_digest,
+                                  remedy="Have the plan approved as it is")  # fmt: skip
         if isinstance(body, Extended) and view.last("extension") is not None:
             raise RecipeError("was extended before", field="due", value=body.due, remedy="Once is all there is")
         audit = view.last("audit")
@@ -268,8 +322,11 @@ def _wrong_move(event: Event, states: dict[str, tuple[State | None, State | None
 
 def _view(connection: sa.Connection, request: str) -> RequestView | None:
     rows = connection.execute(sa.select(events).where(events.c.request == request).order_by(events.c.seq)).all()
-    if not rows:
-        return None
+    return _viewed(rows) if rows else None
+
+
+def _viewed(rows: Sequence[Any]) -> RequestView:
+    """Return the request that its entries, at least one, tell of."""
     found = tuple(_event(row) for row in rows)
     state, held_in = State.RECEIVED, None
     for event in found:
@@ -277,10 +334,20 @@ def _view(connection: sa.Connection, request: str) -> RequestView | None:
             state, held_in = event.state, state if event.state is State.ON_HOLD else None
     first, extension = found[0], next((e for e in found if e.kind == "extension"), None)
     due = datetime.fromisoformat((extension or first).body["due"])
-    return RequestView(request, state, first.at, due, first.body["what"], first.body["requester"], held_in, found)
+    return RequestView(
+        str(first.request), state, first.at, due, first.body["what"], first.body["requester"], held_in, found
+    )
 
 
 def _event(row: Any) -> Event:
-    state = None if row.state is None else State(row.state)
-    return Event(row.seq, row.at, row.actor, row.request, row.kind, state, row.once, json.loads(row.body),
+    try:
+        if [type(cell) for cell in row if cell is not None] != [int] + [str] * (len(row) - 1 - row.count(None)):
+            raise TypeError("a cell is of another type")
+        state, body = None if row.state is None else State(row.state), json.loads(row.body)
+        if canonical(body).decode() != row.body:
+            raise ValueError("the body is not in the form in which it was written")
+    except (ValueError, TypeError) as error:
+        raise VerificationFailed(f"was changed after it was written: {error}", field="entry", value=row.seq,
+                                 remedy="Keep this copy, and compare it with an export") from error  # fmt: skip
+    return Event(row.seq, row.at, row.actor, row.request, row.kind, state, row.once, body,
                  row.previous, row.hash)  # fmt: skip

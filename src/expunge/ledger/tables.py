@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from expunge.errors import RecipeError, require
+from expunge.errors import RecipeError, VerificationFailed, require
 
 metadata = sa.MetaData()
 
@@ -52,6 +52,11 @@ _POSTGRES_GUARD = (
 #: Taken by every writer of a PostgreSQL ledger until its transaction ends.
 POSTGRES_LOCK = 0x657870756E6765  # "expunge"
 _BUSY_SECONDS = 60
+#: What SQLite says of a file that it may not or cannot open, which tells nothing of what is in it.
+_NOT_OPENED = ("locked", "unable to open", "readonly")
+
+#: What reading a damaged file may raise.
+UNREADABLE = (sa.exc.DatabaseError, sqlite3.DatabaseError, UnicodeDecodeError)
 
 
 def open_engine(url: str | Path) -> sa.Engine:
@@ -63,6 +68,7 @@ def open_engine(url: str | Path) -> sa.Engine:
     Raises:
         RecipeError: for other databases, or one that cannot be opened.
         MissingDependency: for PostgreSQL without its driver.
+        VerificationFailed: for a file that is no database, or one of something else.
     """
     text = str(url) if "://" in str(url) else f"sqlite:///{Path(url).absolute()}"
     try:
@@ -79,12 +85,42 @@ def open_engine(url: str | Path) -> sa.Engine:
     engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS} if name == "sqlite" else {})
     if name == "sqlite":
         _prepare_sqlite(engine)
+    where = parsed.render_as_string()
     try:
-        _create(engine)
-    except sa.exc.OperationalError as error:
-        raise RecipeError(f"cannot be opened: {error.orig}", field="ledger", value=parsed.render_as_string(),
+        if not _complete(engine):
+            _create(engine)
+    except UNREADABLE as error:
+        told = damaged(engine, error)
+        if told is not None:
+            raise told from error
+        raise RecipeError(f"cannot be opened: {_cause(error)}", field="ledger", value=where,
                           remedy="Check the path or the server") from error  # fmt: skip
     return engine
+
+
+def damaged(engine: sa.Engine, error: Exception) -> VerificationFailed | None:
+    """Return what to raise when SQLite cannot make sense of its own file; None if the error is about something else."""
+    cause = _cause(error)
+    if engine.dialect.name != "sqlite" or any(words in cause for words in _NOT_OPENED):
+        return None
+    return VerificationFailed(f"the database cannot be read: {cause}", field="ledger", value=engine.url.database,
+                              remedy="Keep this copy, and go on with a back-up or an export")  # fmt: skip
+
+
+def _cause(error: Exception) -> str:
+    return str(error.orig) if isinstance(error, sa.exc.DatabaseError) else str(error)
+
+
+def integrity(engine: sa.Engine) -> str:
+    """Return what the database finds wrong with its own file, entries and indices; empty if nothing."""
+    if engine.dialect.name != "sqlite":
+        return ""
+    try:
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check(3)").scalars().all()
+    except UNREADABLE as error:
+        return _cause(error)
+    return "" if found == ["ok"] else "; ".join(" ".join(str(line).split()) for line in found)
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
@@ -101,6 +137,27 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("expunge_writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_PARTS = {
+    "sqlite": "SELECT count(*) FROM sqlite_master WHERE name IN ('events', 'salts', 'events_no_update', "
+    "'events_no_delete')",
+    "postgresql": "SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename IN "
+    "('events', 'salts')) + (SELECT 2 * count(*) FROM pg_trigger WHERE tgname = 'events_append_only' "
+    "AND tgrelid = to_regclass('events') AND tgenabled <> 'D')",
+}
+
+
+def _complete(engine: sa.Engine) -> bool:
+    """Return whether both tables and their guards are there: who only reads then needs no right to write."""
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(_PARTS[engine.dialect.name]).scalar()
+        if engine.dialect.name == "sqlite":
+            names = set(connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars())
+            if names and not {"events", "salts"} <= names:
+                raise VerificationFailed("the file holds another database than a ledger, or was damaged",
+                                         field="ledger", remedy="Check the path; keep this copy")  # fmt: skip
+    return bool(found == 4)
 
 
 def _create(engine: sa.Engine) -> None:

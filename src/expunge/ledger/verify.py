@@ -14,7 +14,7 @@ from expunge.errors import RecipeError, VerificationFailed
 from expunge.ledger.dsse import Envelope, check_signature, read_envelope
 from expunge.ledger.keys import PublicKey
 from expunge.ledger.revocations import RevocationList
-from expunge.ledger.statement import PAYLOAD_TYPE, Predicate, Statement, check_words, statement_from, verdicts
+from expunge.ledger.statement import PAYLOAD_TYPE, Held, Predicate, Statement, check_words, statement_from, verdicts
 from expunge.ledger.store import Event, check_chain
 from expunge.models.digests import folder_digest
 
@@ -74,7 +74,10 @@ def verify_certificate(
     except VerificationFailed as error:
         return Verification((Check("certificate", False, str(error)),))
     checks = [Check("signature", True, f"key {key.id[:16]}")]
-    entries = None if events is None else list(events)
+    try:
+        entries = None if events is None else list(events)
+    except VerificationFailed as error:
+        return Verification((*checks, Check("ledger", False, str(error))), key=key.id)
     when = None if entries is None else _issued(entries, envelope.digest)
     if entries is not None:
         checks += _ledger(entries, envelope, head, when)
@@ -133,14 +136,18 @@ def _files(statement: Statement, model: Path) -> list[Check]:
 
 
 def _policy(predicate: Predicate) -> Check:
-    """The verdicts must be those that the policy gives on the stated results."""
+    """The verdicts must be those that the policy gives on the stated results, in any order: JSON keeps none."""
     held = predicate.policy
-    before = predicate.compared_with.get("target", {})
-    if verdicts(held.policy, held.budget, predicate.results, before) != held.verdicts or held.met != (
-        bool(held.verdicts) and all(verdict.met for verdict in held.verdicts)
+    given = verdicts(held.policy, held.budget, predicate.results, predicate.compared_with.get("target", {}))
+    if sorted(given, key=_rule) != sorted(held.verdicts, key=_rule) or held.met != (
+        bool(given) and all(verdict.met for verdict in given)
     ):
         return Check("policy", False, "its verdicts do not follow from the stated results")
     return Check("policy", True, f"{held.policy.name} {held.policy.version}: {'met' if held.met else 'not met'}")
+
+
+def _rule(verdict: Held) -> str:
+    return verdict.rule
 
 
 def _words(statement: Statement) -> Check:

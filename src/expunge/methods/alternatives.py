@@ -22,6 +22,7 @@ from expunge.methods.base import MethodContext
 from expunge.methods.gradient import ForgetTerm, GradientConfig, GradientMethod
 from expunge.methods.refusal import preference_loss
 from expunge.objectives.reduction import reduce_sequences
+from expunge.runs import write_text
 from expunge.signals.generation import sample
 from expunge.signals.likelihood import TokenValues
 from expunge.training.task import Counts, Row
@@ -78,7 +79,7 @@ class Alternatives:
         texts = self._sampled()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(texts, ensure_ascii=False), "utf-8")
+            write_text(path, json.dumps(texts, ensure_ascii=False))
         return texts
 
     def _path(self) -> Path | None:

@@ -167,12 +167,14 @@ def kept_share(masks: Mapping[str, Tensor]) -> float:
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
-    """Write masks to a safetensors file, one bit per weight."""
+    """Write masks to a safetensors file in one rename, one bit per weight."""
     from safetensors.torch import save_file
 
     bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
-    save_file(bits, path, metadata={"shapes": shapes})
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(bits, partial, metadata={"shapes": shapes})
+    partial.replace(path)
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:

@@ -272,9 +272,9 @@ def _buffer(path: Path | None, shape: tuple[int, int], dtype: torch.dtype, *, ma
     if path.exists():
         states = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
         return (states if mapped else states.clone()), True
+    _partial(path).unlink(missing_ok=True)  # of a process that was killed while it wrote
     if not mapped:
         return torch.empty(shape, dtype=dtype), False
-    _partial(path).unlink(missing_ok=True)
     return torch.from_file(str(_partial(path)), shared=True, size=size, dtype=dtype).view(shape), False
 
 

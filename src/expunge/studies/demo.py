@@ -128,6 +128,45 @@ def _not_resumable() -> Iterator[None]:
         raise Interrupted("the demo was interrupted", remedy="Start again with --overwrite") from error
 
 
+@dataclass(frozen=True, slots=True)
+class RequestWorld:
+    """A model that learned everyone, one that never saw one of them, and who that is."""
+
+    paths: DemoPaths
+    person: str
+    sample: str
+
+
+def request_world(
+    folder: Path, *, overwrite: bool = False, people: int = PEOPLE, seed: int = 0, watcher: Watcher | None = None
+) -> RequestWorld:
+    """Invent an archive, and train a target on everyone and a reference on everyone but the last person.
+
+    Args:
+        folder: where everything goes.
+        overwrite: start again where a demo already is.
+        people: size of the archive, at most 149, so that `forget01` is one of them.
+        seed: of the archive and the models.
+        watcher: follows the training.
+
+    Raises:
+        RecipeError: if there would be more than one person in the request.
+    """
+    if people >= 150:
+        raise RecipeError("a hundredth of them is more than one", field="people", value=people, remedy="At most 149")
+    archive, watch, paths = build_archive(people, seed=seed), watcher or Silent(), DemoPaths(folder)
+    whole = RunFolder(folder, overwrite=overwrite)
+    whole.start({"kind": "demo", "name": "demo"})
+    with whole.recorded(), _not_resumable():
+        make_world(paths, archive, seed=seed)
+        watch.heading(f"model in use: learns all {people} invented people")
+        train_one(paths, "target", "full", seed=seed, watcher=watch)
+        watch.heading("reference: never sees one of them")
+        train_one(paths, "reference", "retain99", seed=seed, watcher=watch)
+    (person,) = archive.people_in("forget01")
+    return RequestWorld(paths, person.name, archive.examples("forget01")[0].answer)
+
+
 def make_world(paths: DemoPaths, archive: Archive, *, seed: int) -> None:
     """Write the archive and the untrained model."""
     archive.write_jsonl(paths.data)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from expunge.runs import write_text
 from expunge.training.config import StopConfig
 
 #: Measures the model while it trains; names are those of the audit, such as `retain.probability`.
@@ -72,7 +73,7 @@ class JsonlLog:
         kept = []
         if start_step and path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= start_step]
-        path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def on_step(self, info: StepInfo) -> None:
         """Write one step."""
