@@ -52,7 +52,7 @@ def settings(folder: Path, model: Path, method: dict[str, Any], **training: Any)
         "data": {"forget": str(folder / "forget10.jsonl"), "retain": str(folder / "retain90.jsonl"),
                  "template": "question"},
         "method": method,
-        "training": {"epochs": 1, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-5, **training},
+        "training": {"epochs": 3, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-5, **training},
         "audit": {"generate": False, "bootstrap": 100, "limit": 4},
     }  # fmt: skip
 

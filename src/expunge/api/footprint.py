@@ -32,11 +32,18 @@ _MOMENTS: Mapping[str, int] = {"adamw": 2, "sophia": 2, "soul": 2, "signum": 1}
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Sizes of passes, in positions: those of one forward of a step, the labelled ones of one of its roles, those of
-    all sequences of forget and retain set, and those of one forward of the audit with the labelled ones of them.
+    """Sizes of passes, in positions.
+
+    Attributes:
+        tokens: of the first forward of a step, which is the largest.
+        later: of the largest one after it; 0 if there is none.
+        labels: the labelled ones of the first, of one of its roles.
+        stored: of all sequences of forget and retain set.
+        audit_tokens, audit_labels: of one forward of the audit, and the labelled ones of them.
     """
 
     tokens: int
+    later: int
     labels: int
     stored: int
     audit_tokens: int
@@ -49,7 +56,8 @@ def forward_of(recipe: Recipe, encoded: Mapping[str, Sequence[Encoded]]) -> Forw
     sets = [encoded.get(name, ()) for name in ("forget", "retain")]
     length = sum(_mean([len(item.ids) for item in items]) for items in sets)
     labels = max(_mean([item.n_labels for item in items]) for items in sets)
-    groups = min(training.micro_batch_size or training.batch_size, max(1, len(sets[0])))
+    step = min(training.batch_size, max(1, len(sets[0])))
+    groups = min(training.micro_batch_size or step, step)
     if training.micro_batch_size is None and device_of(recipe.model) == "cpu" and length:
         groups = min(groups, max(1, int(CPU_TOKENS // length)))
     limit = recipe.audit.limit
@@ -58,6 +66,7 @@ def forward_of(recipe: Recipe, encoded: Mapping[str, Sequence[Encoded]]) -> Forw
     batch = min(recipe.audit.batch_tokens, total)
     return Forward(
         tokens=round(groups * length),
+        later=round(min(groups, step - groups) * length),
         labels=round(groups * labels),
         stored=sum(len(item.ids) for items in sets for item in items),
         audit_tokens=batch,
@@ -110,19 +119,36 @@ def peak_memory_mb(recipe: Recipe, shape: ModelShape, forward: Forward, moving: 
 def _training_bytes(recipe: Recipe, shape: ModelShape, forward: Forward, moving: int) -> float:
     training, method = recipe.training, recipe.method
     each = 2 if training.precision == "pure_bf16" else 4
-    states = each * (shape.parameters + (1 + _MOMENTS[training.optimizer.name]) * moving)
+    states, gradients = each * (shape.parameters + _MOMENTS[training.optimizer.name] * moving), each * moving
     steers = isinstance(method, RepresentationConfig)
     blocks = min(method.trained_blocks, shape.layers) if isinstance(method, RepresentationConfig) else shape.layers
     # Kept per token: two norms' inputs, outputs and normed inputs, q, k, v, attention twice; four inner activations.
     block = 11 * shape.width + 4 * shape.inner
     kept = blocks * shape.width + block if training.gradient_checkpointing else blocks * block
     if steers:
-        return states + 4 * (forward.tokens * kept + 2 * forward.stored * shape.width)
+        return states + 8 * forward.stored * shape.width + _fullest(forward, gradients, 4 * kept)
     # Derivative, its factors on the way, and the gradient of the head beside the one it is added to.
     chunk = min(forward.labels * shape.vocabulary, CHUNK_ELEMENTS)
     head = (5 if _taught(recipe) else 3) * chunk + shape.vocabulary * shape.width
     taught = shape.vocabulary * shape.width + forward.stored * shape.width if _taught(recipe) else 0
-    return states + 4 * (forward.tokens * kept + head + taught)
+    return states + 4 * taught + _fullest(forward, gradients, 4 * kept, 4 * head)
+
+
+def _fullest(forward: Forward, gradients: float, kept: float, head: float = 0.0) -> float:
+    """Return what gradients and activations take at most in a step.
+
+    The backward of the first forward gives back its activations while it makes the gradients; a later one finds them.
+
+    Args:
+        forward: of the step.
+        gradients: of all weights that move, bytes.
+        kept: for the backward by each token, bytes.
+        head: for the head by the first forward, bytes; in proportion by a later one.
+    """
+    first, later = (
+        tokens * kept + head * tokens / max(1, forward.tokens) for tokens in (forward.tokens, forward.later)
+    )
+    return max(first, gradients + later)
 
 
 def _reading_bytes(recipe: Recipe, shape: ModelShape, forward: Forward, moving: int) -> float:

@@ -44,7 +44,7 @@ class LabelLogp(Differentiated):
     def derivative(self, logits_CV: Tensor, labels_C: Tensor, *extra: Tensor) -> tuple[Tensor, Tensor]:
         """See `Differentiated`."""
         label_C1 = labels_C[:, None]
-        logp_CV = _normalised_(logits_CV)
+        logp_CV = logits_CV.log_softmax(1)
         value_C1 = logp_CV.gather(1, label_C1)
         minus_p_CV = logp_CV.exp_().neg_()
         return value_C1.squeeze(1), minus_p_CV.scatter_add_(1, label_C1, torch.ones_like(value_C1))
@@ -70,7 +70,7 @@ class TeacherKL(Differentiated):
 
     def derivative(self, logits_CV: Tensor, labels_C: Tensor, *extra: Tensor) -> tuple[Tensor, Tensor]:
         """See `Differentiated`: p - q forward, p (log p - log q - KL) reverse; p is the model's, q the teacher's."""
-        logp_CV, logq_CV = _normalised_(logits_CV), _normalised_(self.head(extra[0]))
+        logp_CV, logq_CV = logits_CV.log_softmax(1), self.head(extra[0]).log_softmax(1)
         if self.direction == "reverse":
             p_CV, gap_CV = logp_CV.exp(), logp_CV.sub_(logq_CV)
             value_C = (p_CV * gap_CV).sum(1)
@@ -78,11 +78,6 @@ class TeacherKL(Differentiated):
         q_CV = logq_CV.exp()
         value_C = logq_CV.sub_(logp_CV).mul_(q_CV).sum(1)
         return value_C, logp_CV.exp_().sub_(q_CV)
-
-
-def _normalised_(logits_CV: Tensor) -> Tensor:
-    """Turn logits into log-probabilities, in place."""
-    return logits_CV.sub_(logits_CV.logsumexp(1, keepdim=True))
 
 
 @dataclass(frozen=True, slots=True)
