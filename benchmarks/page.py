@@ -61,7 +61,7 @@ def write_page(found: Mapping[str, Any], beside: Mapping[str, Any] | None, path:
     """
     parts = [_HEAD, _measured_on(found, source), _table(found["rows"], beside), _HOW, _reasons(found)]
     if found.get("profiles"):
-        parts.append(_profiles(found["profiles"]))
+        parts.append(_profiles(found["profiles"], found["rows"]))
     if found.get("scale"):
         parts.append(_scale(found["scale"]))
     if beside is not None:
@@ -117,8 +117,12 @@ def _met(row: Mapping[str, Any], goal: str) -> bool:
     """Return whether the median is on the right side of a goal; an empty one asks for nothing."""
     if not goal:
         return True
-    middle, limit = (row["ratio"].get("cpu") or row["ratio"]["memory"])[1], float(goal[2:])
-    return bool(middle >= limit if goal[0] == "≥" else middle <= limit)
+    limit = float(goal[2:])
+    return _ratio(row) >= limit if goal[0] == "≥" else _ratio(row) <= limit
+
+
+def _ratio(row: Mapping[str, Any]) -> float:
+    return float((row["ratio"].get("cpu") or row["ratio"]["memory"])[1])
 
 
 def _reasons(found: Mapping[str, Any]) -> str:
@@ -166,7 +170,7 @@ def _audit_reason(row: Mapping[str, Any]) -> str:
     )
 
 
-def _profiles(found: Mapping[str, Any]) -> str:
+def _profiles(found: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     kinds = dict.fromkeys(kind for sides in found.values() for side in sides.values() for kind in side)
     lines = ["## What stops more\n", "Share of the time inside torch's operations, from `torch.profiler`:\n",
              f"| work | side | {' | '.join(kinds)} |", "|---|---|" + "---|" * len(kinds)]  # fmt: skip
@@ -179,6 +183,9 @@ def _profiles(found: Mapping[str, Any]) -> str:
         (first, most), *_ = sides["ours"].items()
         moving = 100 * sides["ours"].get("optimiser", 0.0)
         shares = f"{first} take {100 * most:.0f} % of Expunge's time, the optimiser {moving:.0f} %"
+        products = sides["ours"].get("matrix products")
+        if name in rows and products:
+            shares += f"; were all but the matrix products free, the ratio would be {_ratio(rows[name]) / products:.1f}"
         lines.append(f"- {TITLES[name]}: {shares}.")
     lines.append("")
     return "\n".join(lines)
