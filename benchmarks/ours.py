@@ -56,7 +56,7 @@ def train(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     training = TrainingConfig(
         learning_rate=TRAINING["learning_rate"], epochs=sizes.epochs, batch_size=sizes.batch, schedule="constant",
         warmup_ratio=0.0, max_grad_norm=TRAINING["max_grad_norm"], precision="fp32",
-        optimizer=OptimizerConfig(weight_decay=TRAINING["weight_decay"]),
+        optimizer=OptimizerConfig(weight_decay=TRAINING["weight_decay"], eps=TRAINING["epsilon"]),
     )  # fmt: skip
     chosen = {**SETTINGS[job.method], **({"layer": sizes.read} if job.method == "rmu" else {})}
     context = MethodContext(

@@ -105,7 +105,8 @@ def _arguments(job: Job, folder: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder, per_device_train_batch_size=job.workload.sizes.batch, num_train_epochs=1,
         learning_rate=TRAINING["learning_rate"], weight_decay=TRAINING["weight_decay"],
-        max_grad_norm=TRAINING["max_grad_norm"], lr_scheduler_type="constant", use_cpu=True,
+        adam_epsilon=TRAINING["epsilon"], max_grad_norm=TRAINING["max_grad_norm"], lr_scheduler_type="constant",
+        use_cpu=True,
         seed=job.workload.sizes.seed, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
         remove_unused_columns=False,
     )  # fmt: skip

@@ -15,7 +15,9 @@ from benchmarks.workload import Workload
 from expunge.data.sampling import PairedSampler
 from expunge.methods.topics import Topics, control_vectors
 
-TRAINING: Mapping[str, float] = {"learning_rate": 1e-4, "weight_decay": 0.01, "max_grad_norm": 1.0}
+#: Adam's epsilon stands well above the rounding of gradients that are zero in exact numbers, such as those of the
+#: divergence from the original in the first step; with the usual 1e-8 it would turn that rounding into whole steps.
+TRAINING: Mapping[str, float] = {"learning_rate": 1e-4, "weight_decay": 0.01, "max_grad_norm": 1.0, "epsilon": 1e-6}
 NPO: Mapping[str, float] = {"beta": 0.1, "retain_weight": 1.0}
 KL: Mapping[str, float] = {"retain_weight": 1.0}
 RMU: Mapping[str, float] = {"coefficient": 6.5, "retain_weight": 10.0}

@@ -93,7 +93,7 @@ def plan(recipe: Recipe, ground: Ground | None = None) -> dict[str, Any]:
         "parameters": {"all": shape.parameters, "moving": moving},
         "steps": work.steps,
         "memory_mb": round(peak_memory_mb(recipe, shape, forward_of(recipe, encoded), moving)),
-        "seconds": round(seconds(recipe, shape, work, rate), 1),
+        "seconds": float(f"{seconds(recipe, shape, work, rate):.3g}"),
         "retraining": retraining(recipe, data, shape, encoded, rate),
         "writes": ["recipe.yaml", "run.json", "metrics.jsonl", "checkpoints/", "records/", "model/", "examples.json",
                    "audit.json", "report.html"],
@@ -144,7 +144,7 @@ def retraining(
         return None
     items = [item for found in (encoded.get("retain"), encoded.get("forget")) for item in found or ()]
     tokens = route.rows * _mean(len(item.ids) for item in items)
-    return {**route.to_dict(), "seconds": round(6 * shape.parameters * tokens / rate, 1)}
+    return {**route.to_dict(), "seconds": float(f"{6 * shape.parameters * tokens / rate:.3g}")}
 
 
 def seconds(recipe: Recipe, shape: ModelShape, work: Work, rate: float) -> float:
