@@ -144,10 +144,11 @@ class _Fused(torch.autograd.Function):
                 values.append(function(logits, labels, *more))
                 continue
             value, derivative = function.derivative(logits, labels, *more)
+            del logits
             derivative = projection.back(derivative, slope).to(dtype)
             values.append(value)
             kept.append(derivative if ctx.trains else derivative @ narrow_VD)
-        ctx.save_for_backward(labels_N, hidden_ND, weight_VD, bias_V, torch.cat(kept) if kept else None)
+        ctx.save_for_backward(labels_N, hidden_ND, weight_VD, bias_V, _joined(kept) if kept else None)
         return torch.cat(values)
 
     @staticmethod
@@ -175,6 +176,11 @@ class _Fused(torch.autograd.Function):
             if grad_V is not None:
                 grad_V += (derivative * grad_C1).sum(0)
         return *none, grad_ND, grad_VD, grad_V
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return the parts as one tensor, without a copy of what is one already."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _chunks(

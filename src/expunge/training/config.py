@@ -38,7 +38,7 @@ class TrainingConfig(BaseModel):
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
     batch_size: int = Field(32, ge=1, description="forget examples per optimiser step")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="forget examples per forward; default: on a CPU what makes 1024 tokens, else batch_size"
+        None, ge=1, description="forget examples per forward; default: on a CPU what makes 768 tokens, else batch_size"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after warm-up")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
