@@ -49,7 +49,7 @@ study: $(STAMP)
 	mkdir -p results && cp runs/study/study.json results/archive-study.json
 	$(BIN)/python -m expunge.studies.archive_page results/archive-study.json docs/archive-study.md
 
-# Minutes on a quiet machine: both sides in turn, equal numbers asserted, results and page written.
+# About twenty-five minutes on a quiet machine: both sides in turn, equal numbers asserted, results and page written.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks page

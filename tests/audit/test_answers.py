@@ -173,3 +173,14 @@ class TestEngine:
             build_recipe(settings | {"method": {"name": "npo"}})
         with pytest.raises(ValidationError):
             AuditConfig(engine={"url": "http://host/v1", "modle": "x"})
+
+
+def test_answers_are_generated_in_the_sets_named(machine):
+    model, encoder = machine
+    sets = {"forget": examples(3, 1), "holdout": examples(3, 2)}
+    records = collect(model, encoder, sets, config=AuditConfig(max_new_tokens=4, generate=("forget",)))
+    assert {item.set for item in records.generated} == {"forget"}
+    assert {item.set for item in records.scored} == {"forget", "holdout"}
+    assert not collect(model, encoder, sets, config=AuditConfig(generate=False)).generated
+    with pytest.raises(RecipeError, match="no such set"):
+        collect(model, encoder, sets, config=AuditConfig(generate=("forgot",)))

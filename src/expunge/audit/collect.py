@@ -24,6 +24,7 @@ from expunge.audit.records import GeneratedItem, Records, ScoredItem
 from expunge.data.digests import data_digest
 from expunge.data.encoding import Encoded, Encoder, Variant, ids_hash
 from expunge.data.examples import Example
+from expunge.errors import RecipeError
 from expunge.signals.gradients import GradientNorm
 from expunge.signals.likelihood import TokenScores, score
 from expunge.signals.stopping import cut_before, decoded, generation
@@ -107,8 +108,10 @@ def collect(
 
     Raises:
         InputDataError: if an example does not fit the context (see `Encoder`).
-        RecipeError: if a server that writes the texts cannot be used.
+        RecipeError: if a server that writes the texts cannot be used, or answers are wanted in a set that is not there.
     """
+    if not isinstance(config.generate, bool) and (unknown := sorted(set(config.generate) - set(sets))):
+        raise RecipeError("no such set", field="audit.generate", value=unknown[0], remedy=f"Sets: {', '.join(sets)}")
     sets = {name: list(examples)[: config.limit] for name, examples in sets.items()}
     protocol = protocol or default_protocol(sets)
     pairs = [pair for name, examples in sets.items() for pair in _pairs(name, examples, encoder)]
